@@ -1,0 +1,45 @@
+# The verbs of this repository. Each does the set-up first if it is needed: Python 3.11 or newer, git and make suffice.
+PYTHON ?= python3
+BIN := .venv/bin
+UV := $(BIN)/uv
+COMPARE := $(BIN)/python -m nonlocal_nets.compare configs/image/cued_digits.yaml
+
+.PHONY: demo results test test-all check format lock
+
+demo: .venv/installed  ## train, test, compare with the same network without the block, draw a picture
+	$(COMPARE) --variant "with the block:" --variant "without: --model.blocks=none"
+
+results: .venv/installed  ## the README's first table: 5 seeds, each pairwise function
+	$(COMPARE) --seeds 5 --variant "no block: --model.blocks=none" \
+	  --variant "Gaussian: --model.pairwise=gaussian" \
+	  --variant "embedded Gaussian: --model.pairwise=embedded_gaussian" \
+	  --variant "dot product: --model.pairwise=dot_product" \
+	  --variant "concatenation: --model.pairwise=concatenation" \
+	  -- --trainer.enable_progress_bar=false --trainer.enable_model_summary=false
+
+test: .venv/installed  ## the fast tests
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: .venv/installed  ## all tests
+	$(BIN)/python -m pytest
+
+check: .venv/installed  ## linters and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: .venv/installed  ## the newest versions that pyproject.toml admits, for all platforms
+	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --extra dev \
+	  --no-emit-index-url --no-header --no-annotate pyproject.toml --output-file constraints.txt
+
+.venv/installed: constraints.txt pyproject.toml
+	$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('Python 3.11 or newer is needed (make PYTHON=...), this is ' + sys.version)"
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet "$$(grep -o '^uv==[0-9.]*' constraints.txt)"
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes --requirement constraints.txt
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@

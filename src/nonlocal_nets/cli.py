@@ -1,0 +1,94 @@
+"""The command line: LightningCLI with one folder a run, which holds all that is needed to repeat it."""
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+
+import nonlocal_nets.data
+import nonlocal_nets.tasks  # noqa: F401  # both: so that `class_path` may be the bare name of a class
+
+RUNS = Path("runs")
+
+
+class SaveConfig(SaveConfigCallback):
+    """Writes the resolved config beside the checkpoints when training starts (Lightning would follow the logger)."""
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        pass
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero and isinstance(trainer.checkpoint_callback, ModelCheckpoint):
+            folder = Path(trainer.checkpoint_callback.dirpath or ".").parent
+            folder.mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, str(folder / "config.yaml"), skip_none=False, overwrite=True, multifile=False)
+
+
+class NonLocalCLI(LightningCLI):
+    """`fit`, `validate` and `test` of any task on any data module."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--project", default="default", help="The run's folder is runs/<project>/<id>.")
+        help_id = "Name of the run; default: $SLURM_JOB_ID, or the time. The same id goes on in the same folder."
+        parser.add_argument("--id", type=str | None, default=None, help=help_id)
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/accuracy",
+                "checkpoint.mode": "max",
+                "checkpoint.save_last": True,
+                "checkpoint.filename": "epoch={epoch}-step={step}",
+                "checkpoint.auto_insert_metric_name": False,  # "val/accuracy" in a file name would be a folder
+            }
+        )
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning lets the checkpoint's hyper-parameters beat the command line here. The command line decides."""
+
+    def before_instantiate_classes(self) -> None:
+        if self.words.id is None:
+            self.words.id = os.environ.get("SLURM_JOB_ID") or time.strftime("%Y%m%d-%H%M%S")
+
+    @property
+    def words(self) -> Any:
+        """The resolved config of the command, fit or test."""
+        return self.config[str(self.subcommand)]
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run leaves everything: runs/<project>/<id>."""
+        return RUNS / str(self.words.project) / str(self.words.id)
+
+    def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
+        """With our loggers where none is asked for, and checkpoints in the run's folder."""
+        config = self.words
+        if config.trainer.logger is None or config.trainer.logger is True:
+            # the CSV logger gets a folder a start, for it would delete the rows of the one before
+            kwargs["logger"] = [
+                TensorBoardLogger(RUNS, name=config.project, version=config.id),
+                CSVLogger(self.run_folder, name="csv"),
+            ]
+        trainer = super().instantiate_trainer(**kwargs)
+        for callback in trainer.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str(self.run_folder / "checkpoints")
+        return trainer
+
+
+def main(args: list[str] | None = None) -> NonLocalCLI:
+    """Run one command, as `train.py` does; `args` are its words, by default those of the command line."""
+    return NonLocalCLI(
+        pl.LightningModule,
+        pl.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=SaveConfig,
+        seed_everything_default=0,
+        args=args,
+    )

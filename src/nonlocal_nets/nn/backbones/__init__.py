@@ -1,0 +1,1 @@
+"""Networks that blocks are inserted into."""

@@ -1,0 +1,254 @@
+"""Eq. 1 of the paper as functions of tensors, exact: y_i = 1 / C(x) * sum_j f(x_i, x_j) g(x_j).
+
+Shape suffixes: B batch, N query positions, M key positions, D width of queries and keys, V width of values.
+
+| pairwise function | f(x_i, x_j)            | C(x)    | the exact form that never builds the N x M map             |
+|-------------------|------------------------|---------|------------------------------------------------------------|
+| gaussian          | exp(q_i . k_j)         | sum_j f | "fused": f / C is a softmax, computed tile by tile         |
+| embedded_gaussian | exp(q_i . k_j)         | sum_j f | "fused"                                                    |
+| dot_product       | q_i . k_j              | M       | "associative": q (k^T v) / M                               |
+| concatenation     | relu(w_f . [q_i, k_j]) | M       | "sorted": relu(a_i + b_j) is linear on each side of a kink |
+
+All four also have the form "materialised", which builds the map and is the faster one where the map is small. With a
+mask, sums run over the valid keys and M is their number. Sums run in float32 or wider, whatever the inputs.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+FORMS = {
+    "gaussian": ("fused", "materialised"),
+    "embedded_gaussian": ("fused", "materialised"),
+    "dot_product": ("associative", "materialised"),
+    "concatenation": ("sorted", "materialised"),
+}
+
+
+def nonlocal_operation(
+    pairwise: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Tensor | None = None,
+    scale: float = 1.0,
+    weight: Tensor | None = None,
+    form: str | None = None,
+) -> Tensor:
+    """The non-local operation, Eq. 1, in the cheapest exact form.
+
+    Args:
+        pairwise: "gaussian", "embedded_gaussian", "dot_product" or "concatenation".
+        query: (B, N, D): x_i for the Gaussian, theta(x_i) for the others.
+        key: (B, M, D): x_j or phi(x_j).
+        value: (B, M, V): g(x_j).
+        mask: bool (B, M), True where a key counts. A sample without any valid key gives y = 0.
+        scale: factor on the logits of the two softmax functions; the paper has 1, the released code D ** -0.5.
+        weight: (2 D,), w_f of the concatenation; with D = 1 it may be left out and stands for ones, so that
+            f = relu(a_i + b_j) of queries a and keys b.
+        form: one of `FORMS[pairwise]`; None takes the cheaper by `choose_form`.
+
+    Returns:
+        (B, N, V), in value's dtype from "fused", else in float32 or wider.
+
+    Raises:
+        ValueError: an unknown function or form, or shapes that do not fit.
+    """
+    _check(pairwise, query, key, value, mask, scale, weight)
+    form = form or choose_form(pairwise, query.shape[1], key.shape[1], key.shape[2], value.shape[2])
+    if form not in FORMS[pairwise]:
+        raise ValueError(f"form {form!r} is not one of {pairwise}'s: {', '.join(FORMS[pairwise])}")
+    if mask is not None:  # a zero value adds nothing to any sum, and stops whatever stands in the padding
+        key, value = key.masked_fill(~mask[..., None], 0), value.masked_fill(~mask[..., None], 0)
+    if form == "fused":
+        return _fused(query, key, value, mask, scale)
+    with torch.autocast(query.device.type, enabled=False):
+        if form == "materialised":
+            return weights(pairwise, query, key, mask=mask, scale=scale, weight=weight) @ _wide(value)
+        query, key, value = _wide(query), _wide(key), _wide(value)
+        if form == "associative":
+            y = query @ (key.transpose(1, 2) @ value)
+        else:
+            y = _SortedSum.apply(*_fold(query, key, weight), value)
+        return y / _count(key, mask)
+
+
+def weights(
+    pairwise: str,
+    query: Tensor,
+    key: Tensor,
+    *,
+    mask: Tensor | None = None,
+    scale: float = 1.0,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """The map f(x_i, x_j) / C(x): (B, N, M), in float32 or wider, zero at masked keys.
+
+    Arguments as in `nonlocal_operation`; `mask` may also be (B, N, M), with keys of its own for each query.
+    """
+    with torch.autocast(query.device.type, enabled=False):
+        query, key = _wide(query), _wide(key)
+        if mask is not None and mask.ndim == 2:
+            mask = mask[:, None, :]
+        if pairwise == "concatenation":
+            a_BN, b_BM = _fold(query, key, weight)
+            f_BNM = torch.relu(a_BN[:, :, None] + b_BM[:, None, :])
+        else:
+            f_BNM = torch.bmm(query, key.transpose(1, 2))
+        if pairwise in ("gaussian", "embedded_gaussian"):
+            f_BNM = f_BNM * scale
+            if mask is not None:  # not -inf: a row without a key must stay free of NaN, also in its gradient
+                f_BNM = f_BNM.masked_fill(~mask, torch.finfo(f_BNM.dtype).min)
+            f_BNM = f_BNM.softmax(-1)
+            return f_BNM if mask is None else f_BNM.masked_fill(~mask, 0)
+        if mask is None:
+            return f_BNM / key.shape[1]
+        return f_BNM.masked_fill(~mask, 0) / mask.sum(-1, keepdim=True).clamp(min=1)
+
+
+def reference(
+    pairwise: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    mask: Tensor | None = None,
+    scale: float = 1.0,
+    weight: Tensor | None = None,
+) -> Tensor:
+    """Eq. 1 as it is written, one pair (i, j) after the other: slow, and the oracle of every test.
+
+    Arguments and shapes as in `nonlocal_operation`. Exponents are shifted by their largest, which f / C does not see.
+    """
+    _check(pairwise, query, key, value, mask, scale, weight)
+    if weight is None:
+        weight = query.new_ones(2)
+    y = query.new_zeros(*query.shape[:2], value.shape[2])
+    for b in range(len(query)):
+        valid = [j for j in range(key.shape[1]) if mask is None or mask[b, j]]
+        for i in range(query.shape[1] if valid else 0):
+            if pairwise == "concatenation":
+                f = [torch.relu(weight @ torch.cat([query[b, i], key[b, j]])) for j in valid]
+            else:
+                f = [query[b, i] @ key[b, j] for j in valid]
+            c: Tensor | int = len(valid)
+            if pairwise in ("gaussian", "embedded_gaussian"):
+                largest = max(f)
+                f = [torch.exp(scale * (logit - largest)) for logit in f]
+                c = torch.stack(f).sum()
+            for f_ij, j in zip(f, valid, strict=True):
+                y[b, i] = y[b, i] + f_ij * value[b, j] / c
+    return y
+
+
+def choose_form(pairwise: str, n: int, m: int, d: int, v: int) -> str:
+    """The cheaper exact form for n queries, m keys, and widths d and v."""
+    exact, materialised = FORMS[pairwise]
+    if pairwise == "dot_product":
+        return exact if n * m * (d + v) > (n + m) * d * v else materialised
+    return exact if n * m > LARGEST_MAP[pairwise] else materialised
+
+
+# Entries of the largest map that is still built: above, the form without it won on two cores of a Xeon, float32.
+LARGEST_MAP = {"gaussian": 1 << 16, "embedded_gaussian": 1 << 16, "concatenation": 1 << 16}
+
+
+def multiply_adds(pairwise: str, n: int, m: int, d: int, v: int) -> int:
+    """Multiply-adds of the form that `choose_form` takes, per sample (sorting and exponentials not counted)."""
+    return {
+        "fused": n * m * (d + v),
+        "materialised": n * m * (d + v),
+        "associative": (n + m) * d * v,
+        "sorted": (n + m) * (d + v),
+    }[choose_form(pairwise, n, m, d, v)]
+
+
+def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """softmax(scale q k^T) v. The tiled CPU kernel wants equal widths and a contiguous last dimension: without either,
+    scaled_dot_product_attention silently builds the N x M map. Zeros added to q and k do not change their product."""
+    v = value.shape[2]
+    width = max(query.shape[2], v)
+    q, k, g = (F.pad(t, (0, width - t.shape[2])).contiguous()[:, None] for t in (query, key, value))
+    if mask is not None:  # where no key is valid all are let in: their values are zero, so y is, without a NaN
+        mask = (mask | ~mask.any(1, keepdim=True))[:, None, None, :]
+    return F.scaled_dot_product_attention(q, k, g, attn_mask=mask, scale=scale)[:, 0, :, :v]
+
+
+class _SortedSum(torch.autograd.Function):
+    """sum_j relu(a_i + b_j) v_j, for a (B, N), b (B, M), v (B, M, V), in O((N + M) (log M + V)) time.
+
+    relu(a_i + b_j) = a_i + b_j for the j with b_j > -a_i, else 0: with b in descending order these come first, so the
+    sum is a_i G + H with prefix sums G of v and H of b v. The gradient is the same with a and b exchanged.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, a: Tensor, b: Tensor, v: Tensor) -> Tensor:
+        sum_v, sum_bv = _active_sums(a, b, v)
+        ctx.save_for_backward(a, b, v, sum_v)
+        return a[..., None] * sum_v + sum_bv
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        a, b, v, sum_v = ctx.saved_tensors  # type: ignore[attr-defined]
+        sum_dy, sum_ady = _active_sums(b, a, dy)
+        return (sum_v * dy).sum(-1), (sum_dy * v).sum(-1), b[..., None] * sum_dy + sum_ady
+
+
+def _active_sums(a: Tensor, b: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """For every i the sums of v_j and of b_j v_j over the j with a_i + b_j > 0: (B, N, V) each."""
+    minus_b, order = (-b).sort(dim=1)
+    v = v.gather(1, order[..., None].expand_as(v))
+    sums = F.pad(torch.cat([v, -minus_b[..., None] * v], dim=2).cumsum(1), (0, 0, 1, 0))
+    active = torch.searchsorted(minus_b, a.contiguous())  # how many b_j > -a_i
+    sum_v, sum_bv = sums.gather(1, active[..., None].expand(-1, -1, sums.shape[2])).chunk(2, dim=2)
+    return sum_v, sum_bv
+
+
+def _fold(query: Tensor, key: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
+    """a (B, N) and b (B, M) with w_f . [q_i, k_j] = a_i + b_j."""
+    if weight is None:
+        return query[..., 0], key[..., 0]
+    w_query, w_key = weight.to(query.dtype).chunk(2)
+    return query @ w_query, key @ w_key
+
+
+def _count(key: Tensor, mask: Tensor | None) -> Tensor | int:
+    """C(x) of dot product and concatenation: the number of valid keys, (B, 1, 1) with a mask."""
+    return key.shape[1] if mask is None else mask.sum(1)[:, None, None].clamp(min=1)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _check(
+    pairwise: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scale: float,
+    weight: Tensor | None,
+) -> None:
+    if pairwise not in FORMS:
+        raise ValueError(f"pairwise {pairwise!r} is not one of {', '.join(FORMS)}")
+    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
+    if not query.ndim == key.ndim == value.ndim == 3:
+        raise ValueError(f"query, key and value must be (B, N, D), (B, M, D) and (B, M, V), got {shapes}")
+    if not (query.shape[0], query.shape[2], key.shape[1]) == (key.shape[0], key.shape[2], value.shape[1]):
+        raise ValueError(f"query (B, N, D), key (B, M, D) and value (B, M, V) do not fit together: {shapes}")
+    if value.shape[0] != key.shape[0]:
+        raise ValueError(f"key and value differ in the batch size: {shapes}")
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != key.shape[:2]):
+        raise ValueError(f"mask must be bool {tuple(key.shape[:2])}, got {mask.dtype} {tuple(mask.shape)}")
+    if scale != 1.0 and pairwise not in ("gaussian", "embedded_gaussian"):
+        raise ValueError(f"scale is for the softmax functions, not for {pairwise}; got {scale}")
+    if pairwise != "concatenation" and weight is not None:
+        raise ValueError(f"weight is w_f of the concatenation, {pairwise} has none")
+    width = query.shape[2]
+    if pairwise == "concatenation" and not (width == 1 if weight is None else weight.shape == (2 * width,)):
+        given = "none" if weight is None else str(tuple(weight.shape))
+        raise ValueError(f"weight must be ({2 * width},) for queries of width {width}, got {given}")

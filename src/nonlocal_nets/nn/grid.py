@@ -1,0 +1,100 @@
+"""What is done to the grid of positions: subsampling of the keys and windows. Channels last: (B, *S, C), any S."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+Axes = int | Sequence[int | None] | None
+
+
+def per_axis(name: str, given: Axes, axes: int) -> tuple[int | None, ...]:
+    """One entry an axis, from an int (the same for all), a sequence (one each) or None."""
+    if given is None or isinstance(given, int):
+        return (given,) * axes
+    if len(given) != axes:
+        raise ValueError(f"{name} {tuple(given)} has {len(given)} entries, the input has {axes} axes")
+    return tuple(given)
+
+
+def pool_sizes(pool: Axes, size: Sequence[int]) -> tuple[int, ...]:
+    """The kernel (and stride) of the subsampling, one entry an axis."""
+    kernel = tuple(k or 1 for k in per_axis("pool", pool, len(size)))
+    if any(k > s for k, s in zip(kernel, size, strict=True)):
+        raise ValueError(f"pool {kernel} is larger than the input's size {tuple(size)}")
+    return kernel
+
+
+def window_sizes(window: Axes, size: Sequence[int], pool: Sequence[int]) -> tuple[int, ...] | None:
+    """The extent of a window, one entry an axis (None: the whole axis), or None if one window spans everything."""
+    windows = tuple(s if w is None else w for w, s in zip(per_axis("window", window, len(size)), size, strict=True))
+    for s, w, k in zip(size, windows, pool, strict=True):
+        if s % w:
+            raise ValueError(f"window {windows} does not divide the input's size {tuple(size)}")
+        if w != s and w % k:
+            raise ValueError(f"pool {tuple(pool)} does not divide the window {windows}")
+    return None if windows == tuple(size) else windows
+
+
+def pooled_sizes(size: Sequence[int], pool: Sequence[int]) -> tuple[int, ...]:
+    return tuple(s // k for s, k in zip(size, pool, strict=True))
+
+
+def max_pool(x: Tensor, pool: Sequence[int], mask: Tensor | None = None) -> Tensor:
+    """Max over blocks of `pool` positions, (B, *S, C) -> (B, *S // pool, C); a rest is dropped, as by nn.MaxPool3d.
+
+    With a mask (B, *S), masked positions do not take part; a block without any valid position gives zeros.
+    """
+    if mask is not None:
+        x = x.masked_fill(~mask[..., None], -math.inf)
+    for axis, k in enumerate(pool, start=1):
+        if k > 1:
+            x = torch.unflatten(x.narrow(axis, 0, x.shape[axis] // k * k), axis, (-1, k)).amax(axis + 1)
+    return x if mask is None else x.masked_fill(x == -math.inf, 0)
+
+
+def pool_mask(mask: Tensor, pool: Sequence[int]) -> Tensor:
+    """Which pooled keys count: bool (B, *S) -> (B, *S // pool). Those that hold a valid position, as far as the
+    sample reaches in whole blocks: the rest is dropped as it is without padding, so that padding changes nothing."""
+    pooled = max_pool(mask[..., None], pool)[..., 0]
+    for axis, k in enumerate(pool, start=1):
+        if k > 1:
+            others = [a for a in range(1, mask.ndim) if a != axis]
+            present = mask.any(others) if others else mask
+            extent = (present * torch.arange(1, mask.shape[axis] + 1, device=mask.device)).amax(1)
+            inside = torch.arange(pooled.shape[axis], device=mask.device) < extent[:, None] // k
+            pooled = pooled & inside.view(len(mask), *(-1 if a == axis else 1 for a in range(1, mask.ndim)))
+    return pooled
+
+
+def to_windows(x: Tensor, size: Sequence[int], windows: Sequence[int] | None) -> Tensor:
+    """(B, N, ...) on a grid of `size` -> (B * W, n, ...): the W windows of n positions become samples."""
+    if windows is None:
+        return x
+    order = _window_order(size, windows, x.device)
+    return x[:, order].flatten(0, 1)
+
+
+def from_windows(x: Tensor, size: Sequence[int], windows: Sequence[int] | None) -> Tensor:
+    """The inverse of `to_windows`."""
+    if windows is None:
+        return x
+    order = _window_order(size, windows, x.device)
+    return torch.unflatten(x, 0, (-1, order.shape[0])).flatten(1, 2)[:, order.flatten().argsort()]
+
+
+def _window_order(size: Sequence[int], windows: Sequence[int], device: torch.device) -> Tensor:
+    """The flat positions of every window: (W, n)."""
+    grid = torch.arange(math.prod(size), device=device).view(tuple(size))
+    for axis, w in enumerate(windows):
+        grid = torch.unflatten(grid, 2 * axis, (-1, w))
+    axes = range(0, 2 * len(windows), 2)
+    return grid.permute(*axes, *(a + 1 for a in axes)).reshape(-1, math.prod(windows))
+
+
+def window_index(size: Sequence[int], windows: Sequence[int], device: torch.device) -> Tensor:
+    """Which window each position lies in: (N,)."""
+    order = _window_order(size, windows, device)
+    index = torch.arange(order.shape[0], device=device).repeat_interleave(order.shape[1])
+    return index[order.flatten().argsort()]

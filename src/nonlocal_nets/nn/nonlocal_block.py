@@ -1,0 +1,226 @@
+"""The non-local block, Eq. 1 and Eq. 6 of the paper, for any number of axes.
+
+Shape suffixes: B batch, S the axes of the positions, N their number, C channels, D and V inner widths, M keys.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from nonlocal_nets.nn import grid
+from nonlocal_nets.nn.pairwise import PAIRWISE, Pairwise
+
+NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "none": nn.Identity}
+POOL_POSITIONS = ("input", "embedding")
+
+
+class _Grids(NamedTuple):
+    """The grids of the positions and of the keys, the pool between them, and their windows (None: one spans all)."""
+
+    size: tuple[int, ...]
+    pool: tuple[int, ...]
+    windows: tuple[int, ...] | None
+
+    @property
+    def keys(self) -> tuple[int, ...]:
+        return grid.pooled_sizes(self.size, self.pool)
+
+    @property
+    def key_windows(self) -> tuple[int, ...] | None:
+        return self.windows and grid.pooled_sizes(self.windows, self.pool)
+
+
+class NonLocalBlock(nn.Module):
+    r"""z_i = W_z y_i + x_i (Eq. 6) with y_i = 1 / C(x) sum_j f(x_i, x_j) g(x_j) (Eq. 1), over all positions j.
+
+    The paper's names: `theta`, `phi` and `g` are its embeddings, `out` its W_z, `norm` the normalisation after W_z.
+    All are pointwise, so one class, and one state dict, serves sequences (B, C, L), images (B, C, H, W) and videos
+    (B, C, T, H, W). He initialisation, and a zero weight in the norm: a new block is the identity (Sec. 4.1).
+
+    Args:
+        channels: C of the input (B, C, \*S), any number of axes in S, at least one.
+        inner_channels: width of theta, phi and g; default C // 2, at least 1 (Sec. 3.3).
+        pairwise: "gaussian", "embedded_gaussian", "dot_product", "concatenation", or a subclass of `Pairwise`.
+        scale: logits times inner_channels ** -0.5, as in the released code, not in the paper (embedded_gaussian only).
+        pool: subsampling of the keys by max pooling, an int or one a axis, such as (1, 2, 2) (Sec. 3.3).
+        pool_position: "input" pools x, then embeds it (released code); "embedding" pools phi and g (paper, Sec. 3.3).
+        window: attend within windows of this extent, an int or one a axis, None for a whole axis:
+            (1, None, None) is space only, (None, 1, 1) time only, (4, None, None) groups of 4 frames.
+        norm: "batch", "layer" (over the channels of a position) or "none" (then `out` starts at zero).
+
+    Raises:
+        ValueError: an argument or an input outside what is said here.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        inner_channels: int | None = None,
+        pairwise: str | type[Pairwise] = "embedded_gaussian",
+        scale: bool = False,
+        pool: int | Sequence[int] | None = None,
+        pool_position: str = "input",
+        window: int | Sequence[int | None] | None = None,
+        norm: str = "batch",
+    ) -> None:
+        super().__init__()
+        _check_choice("pool_position", pool_position, POOL_POSITIONS)
+        _check_choice("norm", norm, tuple(NORMS))
+        if isinstance(pairwise, str):
+            _check_choice("pairwise", pairwise, tuple(PAIRWISE))
+            pairwise = PAIRWISE[pairwise]
+        if inner_channels is None:
+            inner_channels = max(channels // 2, 1)
+        for name, value in (("channels", channels), ("inner_channels", inner_channels)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        self.channels, self.inner_channels = channels, inner_channels
+        self.pool, self.pool_position = _check_sizes("pool", pool), pool_position
+        self.window = _check_sizes("window", window)
+        self.pairwise = pairwise(channels, inner_channels, scale)
+        for name, layer in self.pairwise.layers().items():
+            self.add_module(name, layer)
+        self.g = nn.Linear(channels, inner_channels)
+        self.out = nn.Linear(inner_channels, channels)
+        self.norm = NORMS[norm](channels)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """He initialisation, zero biases, and zeros where they make the block the identity (Sec. 4.1)."""
+        for layer in self.children():
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
+            elif isinstance(layer, (_BatchNorm, nn.LayerNorm)):
+                layer.reset_parameters()
+        self.pairwise.reset_parameters(self)
+        nn.init.zeros_(self.out.weight if isinstance(self.norm, nn.Identity) else self.norm.weight)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Eq. 6: (B, C, *S) -> (B, C, *S).
+
+        Args:
+            x: (B, C, *S).
+            mask: bool (B, *S), True at valid positions. Padding then changes neither the valid outputs nor gradients
+                nor running statistics, and keeps its own values. (In training, batch norm gathers the valid
+                positions, whose number depends on the data: there torch.compile needs fullgraph=False.)
+        """
+        grids = self._check_input(x, mask)
+        query, key, value, key_mask = self._embed(x, mask, grids)
+        y = self.pairwise.operation(
+            grid.to_windows(query, grids.size, grids.windows),
+            grid.to_windows(key, grids.keys, grids.key_windows),
+            grid.to_windows(value, grids.keys, grids.key_windows),
+            None if key_mask is None else grid.to_windows(key_mask, grids.keys, grids.key_windows),
+        )
+        y_BNV = grid.from_windows(y, grids.size, grids.windows)
+        residual_BNC = self._out(y_BNV, None if mask is None else mask.flatten(1))
+        return x + torch.unflatten(residual_BNC.transpose(1, 2), 2, grids.size).to(x.dtype)
+
+    def weights(self, x: Tensor, queries: Sequence[int] | Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """The map f / C(x), exact: (B, Q, M) in float32 or wider, for all N positions or the flat indices `queries`.
+
+        M counts the keys of the whole (pooled) grid, `key_size`, in row-major order; keys that are masked or outside
+        the query's window have weight 0. Memory grows with Q x M: ask for the rows that are needed.
+        """
+        grids = self._check_input(x, mask)
+        query, key, _, key_mask = self._embed(x, mask, grids)
+        n = query.shape[1]
+        index = torch.arange(n, device=x.device) if queries is None else torch.as_tensor(queries, device=x.device)
+        if index.ndim != 1 or index.is_floating_point() or ((index < -n) | (index >= n)).any():
+            raise ValueError(f"queries must be flat indices of the {n} positions {grids.size}, got {queries}")
+        if grids.windows is not None and grids.key_windows is not None:
+            window_of_query = grid.window_index(grids.size, grids.windows, x.device)[index]
+            same = window_of_query[:, None] == grid.window_index(grids.keys, grids.key_windows, x.device)
+            key_mask = same.expand(len(x), -1, -1) if key_mask is None else same & key_mask[:, None]
+        return self.pairwise.weights(query[:, index], key, key_mask)
+
+    def key_size(self, size: Sequence[int]) -> tuple[int, ...]:
+        """The grid of the keys, for an input of size *S: what the last axis of `weights` unfolds to."""
+        return self._grids(size).keys
+
+    def multiply_adds(self, size: Sequence[int]) -> int:
+        """Multiply-adds of a forward pass of one sample of size *S: the layers, and Eq. 1 in the form chosen."""
+        grids = self._grids(size)
+        n, m = math.prod(grids.size), math.prod(grids.keys)
+        n_window, m_window = math.prod(grids.windows or grids.size), math.prod(grids.key_windows or grids.keys)
+        embedded = m if self.pool_position == "input" else n
+        counts = {"phi": embedded, "g": embedded}
+        layers = {name: layer.weight.numel() for name, layer in self.named_children() if isinstance(layer, nn.Linear)}
+        projections = sum(weights * counts.get(name, n) for name, weights in layers.items())
+        return projections + n // n_window * self.pairwise.multiply_adds(n_window, m_window)
+
+    def map_size(self, size: Sequence[int]) -> int:
+        """How many entries the map f / C(x) of one sample of size *S has, were it built."""
+        grids = self._grids(size)
+        return math.prod(grids.size) * math.prod(grids.key_windows or grids.keys)
+
+    def extra_repr(self) -> str:
+        text = f"{self.channels}, inner_channels={self.inner_channels}, pairwise={type(self.pairwise).__name__}"
+        if self.pool is not None:
+            text += f", pool={self.pool}, pool_position={self.pool_position!r}"
+        return text if self.window is None else f"{text}, window={self.window}"
+
+    def _embed(self, x: Tensor, mask: Tensor | None, grids: _Grids) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Queries (B, N, D), keys (B, M, D), values (B, M, V) and the mask of the keys (B, M), from x (B, C, *S)."""
+        x_BSC = x.movedim(1, -1).contiguous()
+        if mask is not None:  # whatever stands in the padding, be it NaN, ends here
+            x_BSC = x_BSC.masked_fill(~mask[..., None], 0)
+        key_mask = None if mask is None else grid.pool_mask(mask, grids.pool).flatten(1)
+        keys_BSC, subsample = x_BSC, None
+        if math.prod(grids.pool) > 1 and self.pool_position == "input":
+            keys_BSC = grid.max_pool(x_BSC, grids.pool, mask)
+        elif math.prod(grids.pool) > 1:
+            subsample = partial(grid.max_pool, pool=grids.pool, mask=mask)
+        key = self.pairwise.key(self, keys_BSC, subsample)
+        value = self.g(keys_BSC)
+        if subsample is not None:
+            value = subsample(value)
+        query = self.pairwise.query(self, x_BSC)
+        return query.flatten(1, -2), key.flatten(1, -2), value.flatten(1, -2), key_mask
+
+    def _out(self, y: Tensor, valid: Tensor | None) -> Tensor:
+        """norm(W_z y), (B, N, V) -> (B, N, C), zero at padding; the statistics are those of the valid positions."""
+        device = y.device.type
+        autocast = torch.is_autocast_enabled(device)
+        if autocast and torch.get_autocast_dtype(device) == torch.float16 and y.dtype == torch.float32:
+            autocast = False  # the sums of dot product and concatenation can leave float16's range
+        with torch.autocast(device, enabled=autocast):
+            u: Tensor = self.out(y if autocast else y.to(self.out.weight.dtype))
+            if not isinstance(self.norm, _BatchNorm):
+                u = self.norm(u)
+            elif valid is None or not (self.norm.training or self.norm.running_mean is None):
+                u = self.norm(u.flatten(0, 1)).view_as(u)
+            elif valid.any():
+                u = torch.zeros_like(u).masked_scatter(valid[..., None], self.norm(u[valid]))
+        return u if valid is None else u.masked_fill(~valid[..., None], 0)
+
+    def _check_input(self, x: Tensor, mask: Tensor | None) -> _Grids:
+        if x.ndim < 3 or x.shape[1] != self.channels:
+            raise ValueError(f"input must be (B, {self.channels}, *S), S of one axis or more, got {tuple(x.shape)}")
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != (x.shape[0], *x.shape[2:])):
+            expected = (x.shape[0], *x.shape[2:])
+            raise ValueError(f"mask must be bool {expected}, got {mask.dtype} {tuple(mask.shape)}")
+        return self._grids(x.shape[2:])
+
+    def _grids(self, size: Sequence[int]) -> _Grids:
+        pool = grid.pool_sizes(self.pool, size)
+        return _Grids(tuple(size), pool, grid.window_sizes(self.window, size, pool))
+
+
+def _check_choice(name: str, given: object, accepted: tuple[str, ...]) -> None:
+    if given not in accepted:
+        raise ValueError(f"{name} must be one of {', '.join(accepted)}, got {given!r}")
+
+
+def _check_sizes(name: str, given: grid.Axes) -> grid.Axes:
+    sizes = [given] if given is None or isinstance(given, int) else list(given)
+    if any(size is not None and (not isinstance(size, int) or size < 1) for size in sizes):
+        raise ValueError(f"{name} must be an int of at least 1 or one an axis, got {given!r}")
+    return given if given is None or isinstance(given, int) else tuple(given)

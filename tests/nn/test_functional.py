@@ -1,0 +1,255 @@
+"""Eq. 1 as functions of tensors, against a numpy double sum of the tests' own (oracle.double_sum), in float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nonlocal_nets.nn import functional
+from tests.nn.oracle import PAIRWISE, SOFTMAX, double_sum, tensors
+
+CASES = [(pairwise, form) for pairwise in PAIRWISE for form in (*functional.FORMS[pairwise], None)]
+
+
+def close(a, b, atol=1e-10):
+    torch.testing.assert_close(a, b, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("pairwise", "form"), CASES)
+@settings(deadline=None, max_examples=25, derandomize=True)
+@given(
+    b=st.integers(1, 3),
+    n=st.integers(1, 7),
+    m=st.integers(1, 11),
+    d=st.integers(1, 5),
+    v=st.integers(1, 5),
+    seed=st.integers(0, 999),
+)
+def test_every_form_is_the_double_sum(pairwise, form, masked, b, n, m, d, v, seed):
+    args, kwargs = tensors(pairwise, b, n, m, d, v, masked, seed)
+    y = functional.nonlocal_operation(pairwise, *args, **kwargs, form=form)
+    assert y.dtype == torch.float64
+    close(y, double_sum(pairwise, *args, **kwargs))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("pairwise", PAIRWISE)
+def test_reference_is_the_double_sum(pairwise, masked):
+    args, kwargs = tensors(pairwise, b=3, masked=masked)
+    close(functional.reference(pairwise, *args, **kwargs), double_sum(pairwise, *args, **kwargs))
+
+
+@pytest.mark.parametrize("form", ["fused", "materialised", "reference"])
+@pytest.mark.parametrize("pairwise", SOFTMAX)
+def test_scale_multiplies_the_logits(pairwise, form):
+    args, kwargs = tensors(pairwise, masked=True)
+    if form == "reference":
+        y = functional.reference(pairwise, *args, **kwargs, scale=0.3)
+    else:
+        y = functional.nonlocal_operation(pairwise, *args, **kwargs, scale=0.3, form=form)
+    close(y, double_sum(pairwise, *args, **kwargs, scale=0.3))
+    assert not torch.allclose(y, double_sum(pairwise, *args, **kwargs))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("pairwise", PAIRWISE)
+def test_weights_are_f_over_c(pairwise, masked):
+    """With g_j the j-th unit vector, y_i is the i-th row of the map."""
+    (query, key, _), kwargs = tensors(pairwise, masked=masked)
+    unit = torch.eye(key.shape[1], dtype=torch.float64).expand(len(key), -1, -1)
+    w = functional.weights(pairwise, query, key, **kwargs)
+    close(w, double_sum(pairwise, query, key, unit, **kwargs))
+    if pairwise in SOFTMAX:
+        close(w.sum(-1), torch.ones(query.shape[:2], dtype=torch.float64))
+    if masked:
+        assert (w[(~kwargs["mask"])[:, None].expand_as(w)] == 0).all()
+
+
+@pytest.mark.parametrize("pairwise", PAIRWISE)
+def test_weights_with_a_mask_for_each_query(pairwise):
+    (query, key, _), kwargs = tensors(pairwise)
+    kwargs["mask"] = torch.rand(2, 5, 7, generator=torch.Generator().manual_seed(1)) < 0.5
+    kwargs["mask"][0, 0] = False
+    w = functional.weights(pairwise, query, key, **kwargs)
+    assert (w[0, 0] == 0).all()
+    unit = torch.eye(7, dtype=torch.float64).expand(2, -1, -1)
+    for i in range(5):
+        expected = double_sum(pairwise, query[:, i : i + 1], key, unit, kwargs["mask"][:, i], kwargs["weight"])
+        close(w[:, i : i + 1], expected)
+
+
+@pytest.mark.parametrize(("pairwise", "form"), CASES)
+def test_a_sample_without_a_valid_key_gives_zero(pairwise, form):
+    args, kwargs = tensors(pairwise, masked=True)
+    kwargs["mask"][0], kwargs["mask"][1] = False, True
+    for t in args:
+        t.requires_grad_()
+    y = functional.nonlocal_operation(pairwise, *args, **kwargs, form=form)
+    assert (y[0] == 0).all()
+    assert (y[1] != 0).any()
+    y.square().sum().backward()
+    assert all(torch.isfinite(t.grad).all() and (t.grad[0] == 0).all() for t in args)
+
+
+@pytest.mark.parametrize(("pairwise", "form"), CASES)
+def test_what_stands_in_the_padding_does_not_matter(pairwise, form):
+    args, kwargs = tensors(pairwise, masked=True)
+    clean = functional.nonlocal_operation(pairwise, *args, **kwargs, form=form)
+    key, value = (t.masked_fill(~kwargs["mask"][..., None], float("nan")) for t in args[1:])
+    assert key.isnan().any()
+    assert torch.equal(functional.nonlocal_operation(pairwise, args[0], key, value, **kwargs, form=form), clean)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize(("pairwise", "form"), CASES)
+def test_gradcheck(pairwise, form, masked):
+    """The analytic gradient is the numeric one. Random logits of the concatenation do not lie on its kink."""
+    args, kwargs = tensors(pairwise, n=3, m=5, masked=masked, seed=3)
+    args = [t.requires_grad_() for t in args]
+    if pairwise == "concatenation":
+        args.append(kwargs.pop("weight").requires_grad_())
+
+    def operation(query, key, value, *weight):
+        extra = {"weight": weight[0]} if weight else {}
+        return functional.nonlocal_operation(pairwise, query, key, value, **(kwargs | extra), form=form)
+
+    assert torch.autograd.gradcheck(operation, args)
+
+
+@pytest.mark.parametrize("n_and_m", [(1, 1), (1, 7), (7, 1), (11, 13)])
+def test_gradcheck_of_the_sorted_form_in_scalars(n_and_m):
+    n, m = n_and_m
+    args, _ = tensors("dot_product", n=n, m=m, d=1, v=3, seed=5)
+
+    def operation(*args):
+        return functional.nonlocal_operation("concatenation", *args, form="sorted")
+
+    assert torch.autograd.gradcheck(operation, [t.requires_grad_() for t in args])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("pairwise", PAIRWISE)
+def test_the_gradient_is_that_of_the_double_sum(pairwise, masked):
+    """`reference` stands for the double sum here (it is tested above) as autograd sees through it."""
+    exact, kwargs = tensors(pairwise, masked=masked, seed=7)
+    weight, target = kwargs.pop("weight"), torch.randn(2, 5, 2, dtype=torch.float64)
+    grads = []
+    for run in (functional.reference, functional.nonlocal_operation):
+        leaves = [t.clone().requires_grad_() for t in (*exact, *([weight] if weight is not None else []))]
+        extra = {"weight": leaves[3]} if weight is not None else {}
+        form = {} if run is functional.reference else {"form": functional.FORMS[pairwise][0]}
+        y = run(pairwise, *leaves[:3], **kwargs, **extra, **form)
+        grads.append(torch.autograd.grad((y * target).sum(), leaves))
+    for got, expected in zip(*grads, strict=True):
+        close(got, expected)
+
+
+def test_sorted_form_with_ties_and_on_the_kink():
+    """Equal keys, and a_i + b_j exactly 0, where relu and its gradient at 0 are 0."""
+    query = torch.tensor([[-2.0, -1.0, 0.0, 1.0, 2.0]], dtype=torch.float64)[..., None].requires_grad_()
+    key = torch.tensor([[1.0, 1.0, -1.0, 0.0, 1.0, 2.0, -2.0]], dtype=torch.float64)[..., None].requires_grad_()
+    value = torch.arange(14.0, dtype=torch.float64).view(1, 7, 2)
+    y = functional.nonlocal_operation("concatenation", query, key, value, form="sorted")
+    close(y, double_sum("concatenation", query, key, value))
+    got = torch.autograd.grad(y.sum(), (query, key))
+    active = (query + key.transpose(1, 2) > 0).double() / 7
+    close(got[0], (active @ value.sum(2, keepdim=True)))
+    close(got[1], active.sum(1)[..., None] * value.sum(2, keepdim=True))
+
+
+def test_weight_of_the_concatenation_may_be_left_out_at_width_one():
+    args, _ = tensors("dot_product", d=1)
+    expected = double_sum("concatenation", *args, weight=torch.ones(2))
+    for form in functional.FORMS["concatenation"]:
+        close(functional.nonlocal_operation("concatenation", *args, form=form), expected)
+    close(functional.reference("concatenation", *args), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("pairwise", "form"), [case for case in CASES if case[1]])
+def test_dtype_of_the_result(pairwise, form, dtype):
+    """In value's dtype from "fused", else in float32, and near the double sum of the same (rounded) tensors."""
+    args, kwargs = tensors(pairwise, masked=True, dtype=dtype)
+    y = functional.nonlocal_operation(pairwise, *args, **kwargs, form=form)
+    assert y.dtype == (dtype if form == "fused" else torch.float32)
+    error = 5 * torch.finfo(y.dtype).eps * max(1, y.abs().max().item())
+    close(y.double(), double_sum(pairwise, *args, **kwargs), atol=error)
+
+
+def test_sums_of_half_precision_run_in_float32():
+    """300 x 300 keys and values of 1: a sum in bfloat16 would stop at 256, one in float16 at 65,504."""
+    ones = torch.ones(1, 300, 1, dtype=torch.bfloat16)
+    for form in functional.FORMS["dot_product"]:
+        assert (functional.nonlocal_operation("dot_product", ones, ones, ones, form=form) == 1).all()
+    big = torch.full((1, 300, 1), 30.0, dtype=torch.float16)
+    for form in functional.FORMS["dot_product"]:
+        y = functional.nonlocal_operation("dot_product", big, big, big, form=form)
+        close(y, torch.full_like(y, 27_000.0), atol=0.1)
+    for form in functional.FORMS["concatenation"]:
+        assert (functional.nonlocal_operation("concatenation", ones, ones, ones, form=form) == 2).all()
+
+
+@pytest.mark.parametrize("pairwise", SOFTMAX)
+@pytest.mark.parametrize("form", ["fused", "materialised"])
+def test_large_logits_do_not_overflow(pairwise, form):
+    args, _ = tensors(pairwise, dtype=torch.float32)
+    y = functional.nonlocal_operation(pairwise, args[0] * 1e4, args[1] * 1e4, args[2], form=form)
+    close(y.double(), double_sum(pairwise, args[0] * 1e4, args[1] * 1e4, args[2]), atol=1e-3)
+
+
+@settings(deadline=None, max_examples=200, derandomize=True)
+@given(st.sampled_from(PAIRWISE), *[st.integers(0, 2**20) for _ in range(2)], *[st.integers(1, 2**12)] * 2)
+def test_choose_form_never_raises(pairwise, n, m, d, v):
+    assert functional.choose_form(pairwise, n, m, d, v) in functional.FORMS[pairwise]
+
+
+@pytest.mark.parametrize("pairwise", PAIRWISE)
+def test_choose_form_never_builds_a_large_map(pairwise):
+    assert functional.choose_form(pairwise, 2**15, 2**15, 16, 16) == functional.FORMS[pairwise][0] != "materialised"
+    assert functional.choose_form(pairwise, 2, 2, 16, 16) == "materialised"
+
+
+@pytest.mark.parametrize(
+    ("pairwise", "form", "operations"),
+    [
+        ("gaussian", "fused", 7 * 11 * (3 + 5)),
+        ("embedded_gaussian", "materialised", 7 * 11 * (3 + 5)),
+        ("dot_product", "associative", 11 * 3 * 5 + 7 * 3 * 5),
+        ("dot_product", "materialised", 7 * 3 * 11 + 7 * 11 * 5),
+        ("concatenation", "sorted", (7 + 11) * (3 + 5)),
+    ],
+)
+def test_multiply_adds(pairwise, form, operations, monkeypatch):
+    monkeypatch.setattr(functional, "choose_form", lambda *_: form)
+    assert functional.multiply_adds(pairwise, 7, 11, 3, 5) == operations
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"pairwise": "cosine"}, "'cosine' is not one of gaussian, embedded_gaussian, dot_product, concatenation"),
+        ({"form": "sorted"}, "form 'sorted' is not one of dot_product's: associative, materialised"),
+        ({"query": (5, 3)}, r"\(B, N, D\).*\(5, 3\)"),
+        ({"key": (2, 7, 4)}, r"do not fit.*\(2, 5, 3\).*\(2, 7, 4\)"),
+        ({"key": (1, 7, 3)}, r"\(1, 7, 3\)"),
+        ({"value": (2, 6, 2)}, r"\(2, 6, 2\)"),
+        ({"value": (1, 7, 2)}, r"batch size.*\(1, 7, 2\)"),
+        ({"mask": torch.ones(2, 7)}, r"bool \(2, 7\), got torch.float32 \(2, 7\)"),
+        ({"mask": torch.ones(2, 5, dtype=torch.bool)}, r"bool \(2, 7\), got torch.bool \(2, 5\)"),
+        ({"scale": 0.5}, "scale is for the softmax functions, not for dot_product; got 0.5"),
+        ({"weight": torch.ones(6)}, "weight is w_f of the concatenation, dot_product has none"),
+        ({"pairwise": "concatenation"}, r"weight must be \(6,\) for queries of width 3, got none"),
+        ({"pairwise": "concatenation", "weight": torch.ones(5)}, r"weight must be \(6,\).*got \(5,\)"),
+    ],
+)
+def test_errors_say_what_was_given_and_what_is_accepted(changed, message):
+    shapes = {"query": (2, 5, 3), "key": (2, 7, 3), "value": (2, 7, 2)}
+    given_shapes = shapes | {name: changed[name] for name in shapes if name in changed}
+    args = {name: torch.zeros(shape) for name, shape in given_shapes.items()}
+    rest = {"pairwise": "dot_product"} | {name: value for name, value in changed.items() if name not in shapes}
+    with pytest.raises(ValueError, match=message):
+        functional.nonlocal_operation(**args, **rest)
+    if "form" not in changed:
+        with pytest.raises(ValueError, match=message):
+            functional.reference(**args, **rest)
