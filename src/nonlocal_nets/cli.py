@@ -2,6 +2,7 @@
 
 import os
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import nonlocal_nets.data
 import nonlocal_nets.tasks  # noqa: F401  # both: so that `class_path` may be the bare name of a class
 
 RUNS = Path("runs")
+
+# Lightning 2.6.6 on torch >= 2.13 warns of itself at every start: utilities/_pytree.py still makes a LeafSpec.
+warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated", category=FutureWarning)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -47,6 +51,10 @@ class NonLocalCLI(LightningCLI):
             }
         )
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Without Lightning's warning where `main` is called from Python: what is given there is the whole command."""
+        self.config = parser.parse_args(args)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning lets the checkpoint's hyper-parameters beat the command line here. The command line decides."""

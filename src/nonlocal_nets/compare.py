@@ -12,6 +12,7 @@ import csv
 import re
 import shlex
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -64,14 +65,19 @@ def save(rows: list[dict[str, str | float]], path: Path) -> None:
 
 def main(args: list[str] | None = None) -> list[dict[str, str | float]]:
     """The command; returns the rows that it prints and saves."""
-    parser = argparse.ArgumentParser(prog="python -m nonlocal_nets.compare", description=__doc__.split("\n\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m nonlocal_nets.compare",
+        description=__doc__.split("\n\n")[0],
+        epilog="Words after -- are added to the command of every run.",
+    )
     parser.add_argument("config", help="a config of train.py")
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds, from 0 (default: %(default)s)")
     parser.add_argument("--metric", default="test/accuracy", help="what to compare (default: %(default)s)")
     text = "a name, a colon, and the words that it adds to the command; once a variant"
     parser.add_argument("--variant", action="append", required=True, metavar="'NAME: WORDS'", help=text)
-    parser.add_argument("words", nargs="*", help="after --: words that every run gets")
-    given = parser.parse_args(args)
+    args = sys.argv[1:] if args is None else args
+    end = args.index("--") if "--" in args else len(args)
+    given, common = parser.parse_args(args[:end]), args[end + 1 :]
     if given.seeds < 1:
         parser.error(f"--seeds must be at least 1, got {given.seeds}")
     variants = {name.strip(): shlex.split(words) for name, _, words in (v.partition(":") for v in given.variant)}
@@ -79,7 +85,7 @@ def main(args: list[str] | None = None) -> list[dict[str, str | float]]:
     rows: list[dict[str, str | float]] = []
     for seed in range(given.seeds):
         for name, words in variants.items():
-            rows.append(run(given.config, name, [*given.words, *words], seed, stamp, given.metric))
+            rows.append(run(given.config, name, [*common, *words], seed, stamp, given.metric))
             results = Path(str(rows[-1]["folder"])).parent / f"{stamp}.csv"
             save(rows, results)
     print(f"\n{table(rows, given.metric)}\n")

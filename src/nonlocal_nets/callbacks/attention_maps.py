@@ -99,7 +99,7 @@ def draw(images: Tensor, maps: dict[str, list[tuple[tuple[float, ...], Tensor]]]
             signed = bool((weights < 0).any())
             style = {"cmap": "RdBu_r", "vmin": -largest} if signed else {"cmap": "magma", "vmin": 0}
             axis.imshow(picture.mean(2), cmap="gray")
-            axis.imshow(weights, vmax=largest, alpha=0.75, extent=(0, width, height, 0), **style)
+            axis.imshow(weights.numpy(), vmax=largest, alpha=0.75, extent=(0, width, height, 0), **style)
             axis.plot(
                 x * width, y * height, "+", color="black" if signed else "white", markersize=12, markeredgewidth=2
             )

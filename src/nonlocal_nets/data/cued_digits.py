@@ -3,7 +3,7 @@
 Three digits, each a 0 or a 1, in red, green and blue, lie in three cells of a 3 x 3 grid; a square cue in one of the
 three colours lies in a fourth. The label is the digit whose colour the cue names.
 
-Between the strokes of a digit and a cue lie at least 8 empty pixels, so features that see 9 x 9 pixels never hold both,
+Between the strokes of a digit and a cue lie at least 6 empty pixels, so features that see 7 x 7 pixels never hold both,
 and a head that pools them is additive: its logit is alpha(cue) + sum_k beta_k s_k over the three digits s_k. The
 majority vote of the digits (all beta equal) is right in 75 % of the cases. No additive rule is right in more than
 19/24 = 79.2 %: `tests/data/test_cued_digits.py` goes through all of them. A rule that multiplies the two reaches 100 %.

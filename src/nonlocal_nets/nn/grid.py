@@ -72,29 +72,26 @@ def to_windows(x: Tensor, size: Sequence[int], windows: Sequence[int] | None) ->
     """(B, N, ...) on a grid of `size` -> (B * W, n, ...): the W windows of n positions become samples."""
     if windows is None:
         return x
-    order = _window_order(size, windows, x.device)
-    return x[:, order].flatten(0, 1)
+    axes = len(size)
+    split = [part for s, w in zip(size, windows, strict=True) for part in (s // w, w)]
+    x = torch.unflatten(x, 1, split)
+    x = x.permute(0, *range(1, 2 * axes, 2), *range(2, 2 * axes + 1, 2), *range(2 * axes + 1, x.ndim))
+    return x.flatten(0, axes).flatten(1, axes)
 
 
 def from_windows(x: Tensor, size: Sequence[int], windows: Sequence[int] | None) -> Tensor:
     """The inverse of `to_windows`."""
     if windows is None:
         return x
-    order = _window_order(size, windows, x.device)
-    return torch.unflatten(x, 0, (-1, order.shape[0])).flatten(1, 2)[:, order.flatten().argsort()]
-
-
-def _window_order(size: Sequence[int], windows: Sequence[int], device: torch.device) -> Tensor:
-    """The flat positions of every window: (W, n)."""
-    grid = torch.arange(math.prod(size), device=device).view(tuple(size))
-    for axis, w in enumerate(windows):
-        grid = torch.unflatten(grid, 2 * axis, (-1, w))
-    axes = range(0, 2 * len(windows), 2)
-    return grid.permute(*axes, *(a + 1 for a in axes)).reshape(-1, math.prod(windows))
+    axes = len(size)
+    counts = [s // w for s, w in zip(size, windows, strict=True)]
+    x = torch.unflatten(torch.unflatten(x, 1, tuple(windows)), 0, (-1, *counts))
+    pairs = [axis for k in range(1, axes + 1) for axis in (k, k + axes)]
+    return x.permute(0, *pairs, *range(2 * axes + 1, x.ndim)).flatten(1, 2 * axes)
 
 
 def window_index(size: Sequence[int], windows: Sequence[int], device: torch.device) -> Tensor:
     """Which window each position lies in: (N,)."""
-    order = _window_order(size, windows, device)
-    index = torch.arange(order.shape[0], device=device).repeat_interleave(order.shape[1])
-    return index[order.flatten().argsort()]
+    in_window = math.prod(windows)
+    number = torch.arange(math.prod(size) // in_window, device=device)
+    return from_windows(number[:, None].expand(-1, in_window), size, windows)[0]

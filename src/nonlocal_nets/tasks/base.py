@@ -5,6 +5,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
@@ -18,6 +19,7 @@ class Task(pl.LightningModule):
         network: called with the batch's input, gives logits.
         loss: of (logits, target).
         metrics: of (logits, target); each stage gets a copy.
+        report: what is in the network, said when training starts.
         lr: the highest learning rate.
         weight_decay: AdamW's.
         warmup_steps: optimiser steps over which lr rises from 0; then it falls to 0 by a cosine until the end.
@@ -28,6 +30,7 @@ class Task(pl.LightningModule):
         network: nn.Module,
         loss: nn.Module,
         metrics: MetricCollection,
+        report: str,
         lr: float,
         weight_decay: float,
         warmup_steps: int,
@@ -39,11 +42,15 @@ class Task(pl.LightningModule):
         self.network: nn.Module = network
         self.loss: nn.Module = loss
         self.metrics = nn.ModuleList(metrics.clone(prefix=f"{stage}/") for stage in STAGES)
+        self.report = report
         self.lr, self.weight_decay, self.warmup_steps = lr, weight_decay, warmup_steps
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.network(x)
         return logits
+
+    def on_fit_start(self) -> None:
+        rank_zero_info(self.report)
 
     def step(self, batch: tuple[Tensor, Tensor], stage: str) -> Tensor:
         """The loss of a batch, logged with the stage's metrics."""

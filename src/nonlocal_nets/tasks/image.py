@@ -1,10 +1,12 @@
 """Image classification with non-local blocks in any timm backbone."""
 
+import torch
 from torch import nn
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
-from nonlocal_nets.nn.backbones.image import image_classifier
+from nonlocal_nets.nn import insert
+from nonlocal_nets.nn.backbones.image import image_backbone
 from nonlocal_nets.tasks.base import Task
 
 
@@ -46,19 +48,12 @@ class ImageClassification(Task):
         weight_decay: float = 1e-4,
         warmup_steps: int = 100,
     ) -> None:
-        network = image_classifier(
-            backbone,
-            num_classes,
-            input_size,
-            blocks,
-            inner_channels=inner_channels,
-            pairwise=pairwise,
-            scale=scale,
-            pool=pool,
-            pool_position=pool_position,
-            window=window,
-            norm=norm,
-        )
+        network = image_backbone(backbone, num_classes, input_size[0])
+        report = "no non-local blocks"
+        if blocks != "none":
+            block = {"pairwise": pairwise, "inner_channels": inner_channels, "scale": scale, "norm": norm}
+            keys = {"pool": pool, "pool_position": pool_position, "window": window}
+            report = str(insert(network, blocks, example=torch.zeros(1, *input_size), **block, **keys))
         metrics = MetricCollection({"accuracy": MulticlassAccuracy(num_classes, average="micro")})
-        super().__init__(network, nn.CrossEntropyLoss(), metrics, lr, weight_decay, warmup_steps)
+        super().__init__(network, nn.CrossEntropyLoss(), metrics, report, lr, weight_decay, warmup_steps)
         self.save_hyperparameters()

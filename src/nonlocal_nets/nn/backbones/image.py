@@ -1,25 +1,21 @@
-"""Image classifiers: any timm model, or the small local network of the first experiment, with non-local blocks."""
+"""Image classifiers: any timm model, or the small local network of the first experiment."""
 
 import difflib
 from collections.abc import Sequence
-from typing import Any
 
-import torch
 from torch import Tensor, nn
-
-from nonlocal_nets.nn.insert import At, insert
 
 
 class LocalConvNet(nn.Module):
-    """Four small convolutions that see 9 x 9 pixels, at a quarter of the resolution, and a head that pools.
+    """Four small convolutions that see 7 x 7 pixels, at a quarter of the resolution, and a head that pools.
 
-    Whatever is more than 9 pixels apart meets in the linear head only, unless a non-local block stands in between: the
+    Whatever is 7 pixels apart or more meets in the linear head only, unless a non-local block stands in between: the
     place for it is "layer3", before one more pointwise layer, as the paper puts it before the last residual block.
     """
 
     def __init__(self, num_classes: int, in_chans: int = 3, widths: Sequence[int] = (16, 32, 32, 32)) -> None:
         super().__init__()
-        self.layer1 = _conv(in_chans, widths[0], kernel=5, stride=2)
+        self.layer1 = _conv(in_chans, widths[0], kernel=3, stride=2)
         self.layer2 = _conv(widths[0], widths[1], kernel=3, stride=2)
         self.layer3 = _conv(widths[1], widths[2], kernel=1, stride=1)
         self.layer4 = _conv(widths[2], widths[3], kernel=1, stride=1)
@@ -37,35 +33,19 @@ def _conv(channels: int, width: int, kernel: int, stride: int) -> nn.Sequential:
     return nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU())
 
 
-def image_classifier(
-    backbone: str,
-    num_classes: int,
-    input_size: Sequence[int] = (3, 224, 224),
-    blocks: At = "none",
-    **block_kwargs: Any,
-) -> nn.Module:
-    """A classifier with non-local blocks.
+def image_backbone(name: str, num_classes: int, in_chans: int = 3) -> nn.Module:
+    """An image classifier, (B, in_chans, H, W) -> (B, num_classes).
 
     Args:
-        backbone: "local_convnet" or the name of any timm model that has (B, C, H, W) features.
+        name: "local_convnet" or any timm model.
         num_classes: width of the last layer.
-        input_size: (channels, height, width) of an image.
-        blocks: "none", or where the blocks go, as `at` of `insert`.
-        **block_kwargs: passed to `NonLocalBlock`.
+        in_chans: channels of an image.
 
     Raises:
-        ValueError: an unknown backbone (names the nearest), or what `insert` raises.
+        ValueError: an unknown name; names the nearest.
     """
-    if backbone == "local_convnet":
-        model: nn.Module = LocalConvNet(num_classes, in_chans=input_size[0])
-    else:
-        model = _timm(backbone, num_classes, input_size[0])
-    if blocks != "none":
-        insert(model, blocks, example=torch.zeros(1, *input_size), **block_kwargs)
-    return model
-
-
-def _timm(name: str, num_classes: int, in_chans: int) -> nn.Module:
+    if name == "local_convnet":
+        return LocalConvNet(num_classes, in_chans)
     import timm  # takes seconds to import
 
     known = timm.list_models()

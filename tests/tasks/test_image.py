@@ -1,0 +1,92 @@
+"""The image task: its loss and metrics against torch's own, its schedule, its arguments."""
+
+import math
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+import nonlocal_nets as nln
+from nonlocal_nets.tasks import ImageClassification
+
+
+def task(**words):
+    return ImageClassification(3, "local_convnet", (3, 16, 16), blocks="layer3", **words)
+
+
+def trainer(folder, **words):
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    words |= quiet | {"log_every_n_steps": 1, "enable_checkpointing": False}
+    return pl.Trainer(accelerator="cpu", default_root_dir=folder, **words)
+
+
+def loader(samples=10, batch_size=4):
+    torch.manual_seed(1)
+    return DataLoader(TensorDataset(torch.randn(samples, 3, 16, 16), torch.randint(3, (samples,))), batch_size)
+
+
+def test_test_figures_are_those_of_the_whole_set_with_an_uneven_last_batch(tmp_path):
+    torch.manual_seed(0)
+    model, data = task(), loader()
+    (figures,) = trainer(tmp_path).test(model, data, verbose=False)
+    images, labels = data.dataset.tensors
+    with torch.no_grad():
+        logits = model.eval()(images)
+    assert figures["test/accuracy"] == pytest.approx((logits.argmax(1) == labels).double().mean().item())
+    assert figures["test/loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
+
+
+def test_learning_rate_rises_then_falls_by_a_cosine(tmp_path):
+    rates = []
+
+    class Record(pl.Callback):
+        def on_train_batch_start(self, trainer, *_):
+            rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+    model = task(lr=0.5, warmup_steps=3)
+    trainer(tmp_path, max_epochs=4, callbacks=[Record()]).fit(model, loader(), loader())
+    expected = [0.125, 0.25, 0.375] + [0.25 * (1 + math.cos(math.pi * k / 9)) for k in range(9)]
+    assert rates == pytest.approx(expected)
+
+
+def test_every_parameter_learns(tmp_path):
+    model = task(norm="layer", lr=0.01, warmup_steps=0)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    trainer(tmp_path, max_epochs=2).fit(model, loader(), loader())
+    still = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}
+    assert not still
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("lr", -1.0), ("weight_decay", -0.1), ("warmup_steps", -1), ("lr", math.nan)]
+)
+def test_values_out_of_range(name, value):
+    with pytest.raises(ValueError, match=f"{name} must not be negative, got {value}"):
+        task(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("blocks", "count"), [("none", 0), ("paper-5", 4), (["layer1"], 1), ({"layer1": 2, "layer2": 1}, 3)]
+)
+def test_blocks_by_name_with_their_arguments(blocks, count):
+    words = {"pairwise": "dot_product", "pool": 2, "norm": "layer", "inner_channels": 6, "pool_position": "embedding"}
+    model = ImageClassification(3, "resnet18", (3, 64, 64), blocks, **words)
+    found = list(nln.blocks(model).values())
+    assert len(found) == count
+    for block in found:
+        assert type(block.pairwise) is nln.PAIRWISE["dot_product"]
+        assert (block.pool, block.pool_position, block.inner_channels) == (2, "embedding", 6)
+        assert isinstance(block.norm, torch.nn.LayerNorm)
+    assert model.report.startswith(f"{count} non-local block" if count else "no non-local blocks")
+    assert model(torch.randn(2, 3, 64, 64)).shape == (2, 3)
+
+
+def test_unknown_place_lists_the_places():
+    with pytest.raises(ValueError, match=r"no module 'layer9' in LocalConvNet; places: layer1, .*layer4"):
+        ImageClassification(2, "local_convnet", (3, 48, 48), "layer9")
+
+
+def test_unknown_pairwise_function_lists_the_four():
+    with pytest.raises(ValueError, match=r"pairwise must be one of gaussian, embedded_gaussian, .*, got 'cosine'"):
+        task(pairwise="cosine")
