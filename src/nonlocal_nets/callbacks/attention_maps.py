@@ -1,5 +1,6 @@
 """A picture, after the test, of what each non-local block attends to in a few test images."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,15 @@ from torch import Tensor, nn
 
 from nonlocal_nets.nn import NonLocalBlock, blocks
 
+Point = tuple[float, float]  # row and column, as fractions of the height and the width
+
 
 class AttentionMaps(pl.Callback):
-    """Writes `attention.png` into the run's folder: one row an image, one column a block.
+    """Writes `attention.png` into the run's folder: one column an image, one row a block and a query.
 
-    The query, marked by a cross, is the position that the block changes most: where ||z_i - x_i|| is largest. The map
-    is the row f(x_i, .) / C(x) of that query, exact, for these few positions alone. Weights of the dot product can be
+    A map is the row f(x_i, .) / C(x) of one query position i, exact, and a cross marks that position. There are two
+    queries: the position that the block changes most, ||z_i - x_i||, and, if the data module has a method
+    `query_point(image) -> (row, column)` in fractions, the point that it names. Weights of the dot product can be
     negative: then blue is negative, white zero and red positive.
 
     Args:
@@ -32,6 +36,7 @@ class AttentionMaps(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         if trainer.is_global_zero and batch_idx == 0:
+            self.seen = {}
             self.handles = [block.register_forward_hook(self._keep(name)) for name, block in blocks(pl_module).items()]
 
     def on_test_batch_end(
@@ -48,62 +53,71 @@ class AttentionMaps(pl.Callback):
         for handle in self.handles:
             handle.remove()
         self.handles = []
-        found = blocks(pl_module)
-        maps = {
-            name: [attended(found[name], x[None], z[None]) for x, z in zip(*kept, strict=True)]
-            for name, kept in self.seen.items()
-        }
+        images = batch[0][: self.images].cpu()
+        point_of = getattr(trainer.datamodule, "query_point", None)  # type: ignore[attr-defined]
+        rows = {}
+        for name, (x, z) in self.seen.items():
+            block = blocks(pl_module)[name]
+            place = name.removeprefix("network.").removesuffix(".non_local")
+            rows[f"{place}: changed most"] = look(block, x, changed_most(x, z))
+            if point_of is not None:
+                rows[f"{place}: {point_of.__doc__.split('.')[0].lower()}"] = look(block, x, [*map(point_of, images)])
         checkpoint = trainer.checkpoint_callback
         folder = Path(checkpoint.dirpath or ".").parent if isinstance(checkpoint, ModelCheckpoint) else Path()
-        path = draw(batch[0][: self.images].cpu(), maps, folder / "attention.png")
-        rank_zero_info(f"What the blocks attend to: {path}")
+        rank_zero_info(f"What the blocks attend to: {draw(images, rows, folder / 'attention.png')}")
 
-    def _keep(self, name: str) -> Any:
+    def _keep(self, name: str) -> Callable[..., None]:
         def hook(_block: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             self.seen[name] = (args[0][: self.images].detach(), output[: self.images].detach())
 
         return hook
 
 
+def changed_most(x: Tensor, z: Tensor) -> list[Point]:
+    """Of each image the position where a block's input x and output z, (K, C, H, W), differ most."""
+    height, width = x.shape[2:]
+    flat = (z - x).square().sum(1).flatten(1).argmax(1).tolist()
+    return [((k // width + 0.5) / height, (k % width + 0.5) / width) for k in flat]
+
+
 @torch.no_grad()
-def attended(block: NonLocalBlock, x: Tensor, z: Tensor) -> tuple[tuple[float, ...], Tensor]:
-    """The position that the block changes most, one fraction of its axis each, and its weights on the grid of keys.
+def look(block: NonLocalBlock, x: Tensor, points: Sequence[Point]) -> list[tuple[Point, Tensor]]:
+    """Of each image, the middle of the position at its point and that query's weights on the grid of the keys.
 
     Args:
         block: the block.
-        x: its input, of one image: (1, C, H, W).
-        z: its output for x.
+        x: its input, (K, C, H, W).
+        points: one query an image.
     """
-    query = int((z - x).square().sum(1).flatten().argmax())
-    row = block.weights(x, queries=[query])[0, 0]
-    position = torch.unravel_index(torch.tensor(query), x.shape[2:])
-    fractions = tuple((int(p) + 0.5) / s for p, s in zip(position, x.shape[2:], strict=True))
-    return fractions, row.view(block.key_size(x.shape[2:])).cpu()
+    height, width = x.shape[2:]
+    seen = []
+    for k, (row, column) in enumerate(points):
+        i, j = int(row * height), int(column * width)
+        weights = block.weights(x[k : k + 1], queries=[i * width + j])
+        seen.append((((i + 0.5) / height, (j + 0.5) / width), weights.view(block.key_size((height, width))).cpu()))
+    return seen
 
 
-def draw(images: Tensor, maps: dict[str, list[tuple[tuple[float, ...], Tensor]]], path: Path) -> Path:
-    """Images (K, 3 or 1, H, W), each with the map of every block over it, to a PNG file."""
+def draw(images: Tensor, rows: dict[str, list[tuple[Point, Tensor]]], path: Path) -> Path:
+    """Images (K, 3 or 1, H, W) above the maps of every row, to a PNG file."""
     from matplotlib.figure import Figure  # no pyplot: needs no display and leaves no global figure behind
 
-    columns = 1 + len(maps)
-    figure = Figure(figsize=(2.2 * columns, 2.2 * len(images)), layout="constrained")
-    axes = figure.subplots(len(images), columns, squeeze=False)
+    figure = Figure(figsize=(1.6 * len(images), 1.75 * (1 + len(rows))), layout="constrained")
+    axes = figure.subplots(1 + len(rows), len(images), squeeze=False)
+    low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
+    pictures = ((images - low) / (high - low).clamp(min=1e-6)).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
     height, width = images.shape[2:]
-    for k, image in enumerate(images):
-        low, high = image.amin(), image.amax()
-        picture = ((image - low) / (high - low).clamp(min=1e-6)).expand(3, -1, -1).permute(1, 2, 0).numpy()
-        axes[k, 0].imshow(picture)
-        for axis, (name, rows) in zip(axes[k, 1:], maps.items(), strict=True):
-            (y, x), weights = rows[k]
+    for k, picture in enumerate(pictures):
+        axes[0, k].imshow(picture)
+        for axis, (name, seen) in zip(axes[1:, k], rows.items(), strict=True):
+            (row, column), weights = seen[k]
             largest = float(weights.abs().amax()) or 1.0
             signed = bool((weights < 0).any())
-            style = {"cmap": "RdBu_r", "vmin": -largest} if signed else {"cmap": "magma", "vmin": 0}
-            axis.imshow(picture.mean(2), cmap="gray")
-            axis.imshow(weights.numpy(), vmax=largest, alpha=0.75, extent=(0, width, height, 0), **style)
-            axis.plot(
-                x * width, y * height, "+", color="black" if signed else "white", markersize=12, markeredgewidth=2
-            )
-            axis.set_title(name.split(".")[-2] if k == 0 and "." in name else "", fontsize=8)
+            style: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -largest} if signed else {"cmap": "magma", "vmin": 0}
+            axis.imshow(weights.numpy(), vmax=largest, extent=(0, width, height, 0), **style)
+            axis.contour(picture.max(2), levels=[0.3], colors="gray", linewidths=0.7, extent=(0, width, 0, height))
+            axis.plot(column * width, row * height, "+", color="lime", markersize=10, markeredgewidth=2)
+            axis.set_title(name if k == 0 else "", fontsize=8, loc="left")
     for axis in axes.flat:
         axis.set_axis_off()
     path.parent.mkdir(parents=True, exist_ok=True)

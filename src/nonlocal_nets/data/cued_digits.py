@@ -97,6 +97,13 @@ class CuedDigits(pl.LightningDataModule):
         self.batch_size, self.seed, self.num_workers = batch_size, seed, num_workers
         self.samples = {"train": train_samples, "val": val_samples, "test": test_samples}
 
+    @staticmethod
+    def query_point(image: Tensor) -> tuple[float, float]:
+        """The cue. Row and column of its middle, as fractions of the image (3, H, W)."""
+        middles = torch.nn.functional.avg_pool2d(image, CUE, stride=1).amax(0)  # 1 where all pixels of a square are
+        row, column = divmod(int(middles.argmax()), middles.shape[1])
+        return (row + CUE / 2) / image.shape[1], (column + CUE / 2) / image.shape[2]
+
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Tensor]]:
         return self._loader("train")
 

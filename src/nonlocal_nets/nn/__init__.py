@@ -3,13 +3,22 @@
 from nonlocal_nets.nn import functional
 from nonlocal_nets.nn.insert import PRESETS, blocks, insert, remove
 from nonlocal_nets.nn.nonlocal_block import NonLocalBlock
-from nonlocal_nets.nn.pairwise import PAIRWISE, Concatenation, DotProduct, EmbeddedGaussian, Gaussian, Pairwise
+from nonlocal_nets.nn.pairwise import (
+    PAIRWISE,
+    Concatenation,
+    DotProduct,
+    Embedded,
+    EmbeddedGaussian,
+    Gaussian,
+    Pairwise,
+)
 
 __all__ = [
     "PAIRWISE",
     "PRESETS",
     "Concatenation",
     "DotProduct",
+    "Embedded",
     "EmbeddedGaussian",
     "Gaussian",
     "NonLocalBlock",

@@ -90,22 +90,30 @@ def weights(
     """
     with torch.autocast(query.device.type, enabled=False):
         query, key = _wide(query), _wide(key)
-        if mask is not None and mask.ndim == 2:
-            mask = mask[:, None, :]
         if pairwise == "concatenation":
             a_BN, b_BM = _fold(query, key, weight)
-            f_BNM = torch.relu(a_BN[:, :, None] + b_BM[:, None, :])
-        else:
-            f_BNM = torch.bmm(query, key.transpose(1, 2))
-        if pairwise in ("gaussian", "embedded_gaussian"):
-            f_BNM = f_BNM * scale
-            if mask is not None:  # not -inf: a row without a key must stay free of NaN, also in its gradient
-                f_BNM = f_BNM.masked_fill(~mask, torch.finfo(f_BNM.dtype).min)
-            f_BNM = f_BNM.softmax(-1)
-            return f_BNM if mask is None else f_BNM.masked_fill(~mask, 0)
-        if mask is None:
-            return f_BNM / key.shape[1]
-        return f_BNM.masked_fill(~mask, 0) / mask.sum(-1, keepdim=True).clamp(min=1)
+            return divide_by_count(torch.relu(a_BN[:, :, None] + b_BM[:, None, :]), mask)
+        f_BNM = torch.bmm(query, key.transpose(1, 2))
+        return divide_by_count(f_BNM, mask) if pairwise == "dot_product" else softmax(f_BNM * scale, mask)
+
+
+def softmax(logits: Tensor, mask: Tensor | None = None) -> Tensor:
+    """exp(logits) / sum_j exp(logits), (B, N, M), over the keys that mask, bool (B, M) or (B, N, M), lets in.
+
+    A row without any key is zero, and free of NaN in its gradient too.
+    """
+    if mask is None:
+        return logits.softmax(-1)
+    out = ~(mask[:, None] if mask.ndim == 2 else mask)
+    return logits.masked_fill(out, torch.finfo(logits.dtype).min).softmax(-1).masked_fill(out, 0)
+
+
+def divide_by_count(f: Tensor, mask: Tensor | None = None) -> Tensor:
+    """f / M, (B, N, M), M the number of keys; with a mask as in `softmax`, of those that it lets in."""
+    if mask is None:
+        return f / f.shape[2]
+    mask = mask[:, None] if mask.ndim == 2 else mask
+    return f.masked_fill(~mask, 0) / mask.sum(-1, keepdim=True).clamp(min=1)
 
 
 def reference(

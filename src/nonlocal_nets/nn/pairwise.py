@@ -59,34 +59,8 @@ class Pairwise:
         return self.inner_channels
 
 
-class _Listed(Pairwise):
-    """A function of the paper: computed by `functional`, under its name there."""
-
-    name: str
-    scaled = 1.0
-
-    def weights(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
-        return functional.weights(self.name, query, key, mask=mask, scale=self.scaled)
-
-    def operation(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        return functional.nonlocal_operation(self.name, query, key, value, mask=mask, scale=self.scaled)
-
-    def multiply_adds(self, n: int, m: int) -> int:
-        return functional.multiply_adds(self.name, n, m, self.width, self.inner_channels)
-
-
-class Gaussian(_Listed):
-    """f = exp(x_i . x_j), C = sum_j f (Eq. 2). Learns nothing."""
-
-    name = "gaussian"
-
-    @property
-    def width(self) -> int:
-        return self.channels
-
-
-class _Embedded(_Listed):
-    """theta and phi, on which the function is computed."""
+class Embedded(Pairwise):
+    """Learns theta and phi, the embeddings that f is computed on; a base for functions of one's own."""
 
     def layers(self) -> dict[str, nn.Module]:
         return {name: nn.Linear(self.channels, self.inner_channels) for name in ("theta", "phi")}
@@ -100,23 +74,49 @@ class _Embedded(_Listed):
         return pool(phi) if pool else phi
 
 
-class EmbeddedGaussian(_Embedded):
+class _Exact(Pairwise):
+    """A function of the paper: `functional` computes it, under its name, without the map where that is cheaper."""
+
+    name: str
+    logit_scale = 1.0
+
+    def weights(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
+        return functional.weights(self.name, query, key, mask=mask, scale=self.logit_scale)
+
+    def operation(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        return functional.nonlocal_operation(self.name, query, key, value, mask=mask, scale=self.logit_scale)
+
+    def multiply_adds(self, n: int, m: int) -> int:
+        return functional.multiply_adds(self.name, n, m, self.width, self.inner_channels)
+
+
+class Gaussian(_Exact):
+    """f = exp(x_i . x_j), C = sum_j f (Eq. 2). Learns nothing."""
+
+    name = "gaussian"
+
+    @property
+    def width(self) -> int:
+        return self.channels
+
+
+class EmbeddedGaussian(_Exact, Embedded):
     """f = exp(theta_i . phi_j), C = sum_j f (Eq. 3). `scale` divides the logits by sqrt(d), as the released code."""
 
     name = "embedded_gaussian"
 
     def __init__(self, channels: int, inner_channels: int, scale: bool = False) -> None:
         super().__init__(channels, inner_channels)
-        self.scaled = inner_channels**-0.5 if scale else 1.0
+        self.logit_scale = inner_channels**-0.5 if scale else 1.0
 
 
-class DotProduct(_Embedded):
+class DotProduct(_Exact, Embedded):
     """f = theta_i . phi_j, C = the number of keys (Eq. 4)."""
 
     name = "dot_product"
 
 
-class Concatenation(_Embedded):
+class Concatenation(_Exact, Embedded):
     """f = relu(w_f . [theta_i, phi_j]), C = the number of keys (Eq. 5).
 
     w_f . [theta_i, phi_j] = a_i + b_j with two scalars a position, so theta and phi fold into w_f and neither map is
@@ -157,4 +157,4 @@ def _fold(layer: nn.Linear, x: Tensor, w: Tensor) -> Tensor:
     return nn.functional.linear(x, w @ layer.weight, w @ layer.bias)
 
 
-PAIRWISE: dict[str, type[_Listed]] = {f.name: f for f in (Gaussian, EmbeddedGaussian, DotProduct, Concatenation)}
+PAIRWISE: dict[str, type[_Exact]] = {f.name: f for f in (Gaussian, EmbeddedGaussian, DotProduct, Concatenation)}
