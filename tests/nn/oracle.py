@@ -1,4 +1,4 @@
-"""The oracles of the tests in nn: Eq. 1, the whole block and a meter of memory. Nothing here calls the code under test."""
+"""The oracles of the tests in nn: Eq. 1, the whole block, a meter of memory. Nothing here calls the code under test."""
 
 import itertools
 import math
@@ -146,7 +146,7 @@ def randomise(block, seed=0):
 
 
 class Memory:
-    """Bytes that the CPU allocator gave out inside the `with`, also inside kernels: `peak` (live) and `largest` (one)."""
+    """What the CPU allocator gave out inside the `with`, also inside kernels: bytes at the `peak`, the `largest`."""
 
     def __enter__(self):
         self.profile = profile(activities=[ProfilerActivity.CPU], profile_memory=True)

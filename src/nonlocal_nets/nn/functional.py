@@ -152,15 +152,19 @@ def reference(
 
 
 def choose_form(pairwise: str, n: int, m: int, d: int, v: int) -> str:
-    """The cheaper exact form for n queries, m keys, and widths d and v."""
+    """The cheaper exact form for n queries, m keys, and widths d and v.
+
+    By multiply-adds for the dot product; the two constants are where both forms took the same time, forward and
+    backward, on a Xeon core in float32.
+    """
     exact, materialised = FORMS[pairwise]
     if pairwise == "dot_product":
-        return exact if n * m * (d + v) > (n + m) * d * v else materialised
-    return exact if n * m > LARGEST_MAP[pairwise] else materialised
-
-
-# Entries of the largest map that is still built: above, the form without it won on two cores of a Xeon, float32.
-LARGEST_MAP = {"gaussian": 1 << 16, "embedded_gaussian": 1 << 16, "concatenation": 1 << 16}
+        cheaper = n * m * (d + v) > (n + m) * d * v
+    elif pairwise == "concatenation":
+        cheaper = n * m > (n + m) * (v + 128)
+    else:
+        cheaper = n * m > 32_000
+    return exact if cheaper else materialised
 
 
 def multiply_adds(pairwise: str, n: int, m: int, d: int, v: int) -> int:

@@ -62,12 +62,13 @@ def insert(model: nn.Module, at: At, *, example: Tensor, **block_kwargs: Any) ->
     """Insert non-local blocks into `model`, in place. Its outputs stay as they are, until the blocks learn.
 
     Args:
-        model: any model; the example is passed through it once, in eval mode and without gradients.
+        model: any model; the example is passed through it, before and after, in eval mode and without gradients.
         at: a preset ("paper-1", "paper-5", "paper-10"), the name of a module after which a block goes, several names,
             or how many blocks go into which stage, as in {"layer2": 2, "layer3": 3}. Within a stage they stand as in
             the paper: one before the last residual block, several after every other (third, ...) one. A preset puts a
             block after every residual block of a stage that has fewer than it asks for.
-        example: an input, of any batch size; tells the places' channels and sizes.
+        example: an input, of any batch size; tells the places' channels and sizes. (Axis 1 is taken for the channels:
+            nothing tells the tokens (B, N, C) of a transformer from a sequence (B, C, L).)
         **block_kwargs: passed to `NonLocalBlock`.
 
     Returns:
@@ -89,25 +90,24 @@ def insert(model: nn.Module, at: At, *, example: Tensor, **block_kwargs: Any) ->
         block.multiply_adds(output.shape[2:])  # refuses a pool or a window that does not fit, before anything changes
         made[name] = block.to(output.device, output.dtype).train(model.get_submodule(name).training)
     model_parameters = sum(p.numel() for p in model.parameters())
-    rows = []
     for name, block in made.items():
         host = model.get_submodule(name)
         host.add_module(CHILD, block)
         host.register_forward_hook(_apply)
+    _check_runs(model, example, made, outputs)
+    rows = []
+    for name, block in made.items():
         shape = tuple(outputs[name][0].shape[1:])
+        costs = (block.multiply_adds(shape[1:]), block.map_size(shape[1:]))
         parameters = sum(p.numel() for p in block.parameters())
-        costs = (parameters, block.multiply_adds(shape[1:]), block.map_size(shape[1:]))
-        rows.append(Inserted(f"{name}.{CHILD}".removeprefix("."), shape, *costs))
+        rows.append(Inserted(f"{name}.{CHILD}".removeprefix("."), shape, parameters, *costs))
     return Report(rows, model_parameters)
 
 
 def remove(model: nn.Module) -> nn.Module:
     """Take all inserted blocks out of `model`, in place: it is then as it was before `insert`."""
     for host in list(model.modules()):
-        if isinstance(host._modules.get(CHILD), NonLocalBlock):
-            delattr(host, CHILD)
-            for key in [key for key, hook in host._forward_hooks.items() if hook is _apply]:
-                del host._forward_hooks[key]
+        _take_out(host)
     return model
 
 
@@ -120,6 +120,46 @@ def _apply(host: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
     """The forward hook. A function of the module, not a closure: models with blocks can be copied and pickled."""
     z: Tensor = host.get_submodule(CHILD)(output)
     return z
+
+
+def _take_out(host: nn.Module) -> None:
+    for key in [key for key, hook in host._forward_hooks.items() if hook is _apply]:
+        del host._forward_hooks[key]
+        delattr(host, CHILD)
+
+
+def _check_runs(
+    model: nn.Module, example: Tensor, made: Mapping[str, NonLocalBlock], outputs: dict[str, list[Any]]
+) -> None:
+    """Each block runs once. It would run twice in a module that loops over its children: the blocks come out again."""
+    runs = dict.fromkeys(made, 0)
+    handles = []
+    for name, block in made.items():
+
+        def count(_block: nn.Module, _args: Any, name: str = name) -> None:
+            runs[name] += 1
+
+        handles.append(block.register_forward_pre_hook(count))
+    failure: Exception | None = None
+    try:
+        with _evaluating(model), torch.no_grad():
+            model(example)
+    except Exception as error:  # whatever a model makes of a child that it does not know
+        failure = error
+    for handle in handles:
+        handle.remove()
+    wrong = [name for name in runs if runs[name] != 1]
+    if wrong or failure:
+        for name in made:
+            _take_out(model.get_submodule(name))
+        name = (wrong or list(made))[0]
+        children = ", ".join(
+            f"{name}.{child}".removeprefix(".") for child, _ in model.get_submodule(name).named_children()
+        )
+        raise ValueError(
+            f"no block can go after {name!r}, which loops over its children; one of them can have it: {children}; "
+            + _places(model, outputs)
+        ) from failure
 
 
 def _trace(model: nn.Module, example: Tensor) -> dict[str, list[Any]]:
@@ -179,7 +219,8 @@ def _spread(model: nn.Module, stage: str, count: int, preset: bool, outputs: dic
         raise ValueError(f"no stage {stage!r} in {type(model).__name__}; {_places(model, outputs)}")
     inner = f"{stage}.blocks".removeprefix(".")  # some timm stages keep the residual blocks apart from a downsampling
     parent = inner if inner in modules else stage
-    units = [f"{parent}.{name}".removeprefix(".") for name, _ in modules[parent].named_children()]
+    children = [name for name, _ in modules[parent].named_children() if name != CHILD]
+    units = [f"{parent}.{name}".removeprefix(".") for name in children]
     if preset:
         count = min(count, len(units))
     if not 0 <= count <= len(units):
@@ -205,7 +246,7 @@ def _check_place(model: nn.Module, name: str, outputs: dict[str, list[Any]]) -> 
     calls = outputs.get(name, [])
     output = calls[0] if calls else None
     if CHILD in model.get_submodule(name)._modules:
-        raise ValueError(f"{name!r} has a non-local block already; remove(model) takes all of them out")
+        raise ValueError(f"{name!r} has a child {CHILD!r} already (remove(model) takes out what insert put in)")
     if _is_place(calls):
         assert isinstance(output, Tensor)
         return output

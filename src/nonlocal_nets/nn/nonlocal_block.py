@@ -150,11 +150,12 @@ class NonLocalBlock(nn.Module):
         grids = self._grids(size)
         n, m = math.prod(grids.size), math.prod(grids.keys)
         n_window, m_window = math.prod(grids.windows or grids.size), math.prod(grids.key_windows or grids.keys)
-        embedded = m if self.pool_position == "input" else n
-        counts = {"phi": embedded, "g": embedded}
-        layers = {name: layer.weight.numel() for name, layer in self.named_children() if isinstance(layer, nn.Linear)}
-        projections = sum(weights * counts.get(name, n) for name, weights in layers.items())
-        return projections + n // n_window * self.pairwise.multiply_adds(n_window, m_window)
+        pooled_after = self.pool_position == "embedding" and m < n
+        embeddings = self.pairwise.embedding_multiply_adds(n, m, pooled_after) + self.g.weight.numel() * (
+            n if pooled_after else m
+        )
+        operation = n // n_window * self.pairwise.multiply_adds(n_window, m_window)
+        return embeddings + operation + self.out.weight.numel() * n
 
     def map_size(self, size: Sequence[int]) -> int:
         """How many entries the map f / C(x) of one sample of size *S has, were it built."""
@@ -199,6 +200,8 @@ class NonLocalBlock(nn.Module):
                 u = self.norm(u.flatten(0, 1)).view_as(u)
             elif valid.any():
                 u = torch.zeros_like(u).masked_scatter(valid[..., None], self.norm(u[valid]))
+            else:  # nothing to normalise; yet DDP wants a gradient, of zero, for every parameter
+                u = u * self.norm.weight + self.norm.bias
         return u if valid is None else u.masked_fill(~valid[..., None], 0)
 
     def _check_input(self, x: Tensor, mask: Tensor | None) -> _Grids:

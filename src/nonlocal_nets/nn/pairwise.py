@@ -49,8 +49,12 @@ class Pairwise:
         weights = self.weights(query, key, mask)
         return weights @ value.to(weights.dtype)
 
+    def embedding_multiply_adds(self, n: int, m: int, pooled_after: bool) -> int:
+        """Multiply-adds a sample of n queries and m keys; the keys may be pooled from n after their embedding."""
+        return 0
+
     def multiply_adds(self, n: int, m: int) -> int:
-        """Multiply-adds of `operation` per sample."""
+        """Multiply-adds of `operation` a sample."""
         return n * m * (self.width + self.inner_channels)
 
     @property
@@ -64,6 +68,9 @@ class Embedded(Pairwise):
 
     def layers(self) -> dict[str, nn.Module]:
         return {name: nn.Linear(self.channels, self.inner_channels) for name in ("theta", "phi")}
+
+    def embedding_multiply_adds(self, n: int, m: int, pooled_after: bool) -> int:
+        return self.channels * self.inner_channels * (n + (n if pooled_after else m))
 
     def query(self, block: Any, x: Tensor) -> Tensor:
         theta: Tensor = block.theta(x)
@@ -146,6 +153,10 @@ class Concatenation(_Exact, Embedded):
     def key(self, block: Any, x: Tensor, pool: Pool | None) -> Tensor:
         w_key = block.w_f.weight[:, self.inner_channels :]
         return nn.functional.linear(pool(block.phi(x)), w_key) if pool else _fold(block.phi, x, w_key)
+
+    def embedding_multiply_adds(self, n: int, m: int, pooled_after: bool) -> int:
+        keys = self.inner_channels * (self.channels * n + m) if pooled_after else self.channels * m
+        return self.channels * n + keys
 
     @property
     def width(self) -> int:

@@ -1,0 +1,554 @@
+"""Blocks into the models of others, and out again; oracles: the model as it was before, and torch's FLOP counter."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nonlocal_nets.nn import PAIRWISE, NonLocalBlock, Pairwise, blocks, insert, remove
+
+IMAGE = (2, 3, 64, 64)
+MODELS = {  # how it is made, an input, where blocks go, and the modules after which they then stand
+    "resnet50": (
+        lambda: timm.create_model("resnet50", num_classes=7),
+        IMAGE,
+        {"layer2": 2, "layer3": 3},
+        ["layer2.1", "layer2.3", "layer3.1", "layer3.3", "layer3.5"],
+    ),
+    "regnety_002": (lambda: timm.create_model("regnety_002", num_classes=7), IMAGE, {"s3": 2}, ["s3.b2", "s3.b4"]),
+    "convnext_atto": (
+        lambda: timm.create_model("convnext_atto", num_classes=7),
+        IMAGE,
+        {"stages.2": 3},
+        ["stages.2.blocks.1", "stages.2.blocks.3", "stages.2.blocks.5"],
+    ),
+    "efficientnet_b0": (
+        lambda: timm.create_model("efficientnet_b0", num_classes=7),
+        IMAGE,
+        {"blocks.3": 1, "blocks.4": 3},
+        ["blocks.3.1", "blocks.4.0", "blocks.4.1", "blocks.4.2"],
+    ),
+    "vgg11": (  # with a narrower head than the 120 million parameters of the original, which is no place for blocks
+        lambda: timm.create_model("vgg11", num_classes=7, mlp_ratio=1 / 64),
+        IMAGE,
+        ["features.12", "features.7"],
+        ["features.7", "features.12"],
+    ),
+    "r3d_18": (
+        lambda: torchvision.models.video.r3d_18(num_classes=7),
+        (2, 3, 4, 32, 32),
+        ["layer2", "layer3.0"],
+        ["layer2.1", "layer3.0"],
+    ),
+    "conv1d": (
+        lambda: nn.Sequential(
+            nn.Conv1d(3, 8, 3), nn.BatchNorm1d(8), nn.ReLU(), nn.Conv1d(8, 6, 3), nn.ReLU(inplace=True)
+        ),
+        (2, 3, 23),
+        ["0", "3"],
+        ["0", "3"],
+    ),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def setup(request):
+    """A model in eval mode, an input, where blocks go, where they then stand, and the outputs before."""
+    make, size, at, places = MODELS[request.param]
+    torch.manual_seed(0)
+    model, x = make().eval(), torch.randn(size)
+    with torch.no_grad():
+        return model, x, at, places, model(x)
+
+
+@pytest.fixture(scope="module")
+def resnet18():
+    torch.manual_seed(0)
+    return timm.create_model("resnet18", num_classes=3).eval()
+
+
+def snapshot(model):
+    return {name: t.clone() for name, t in model.state_dict().items()}
+
+
+def same(a, b):
+    return list(a) == list(b) and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def hooks(model):
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+def wake(model):
+    """Blocks that are no longer the identity."""
+    for block in blocks(model).values():
+        nn.init.ones_(block.norm.weight)
+    return model
+
+
+# --- models that nobody here wrote ------------------------------------------------------------------------------------
+
+
+def test_outputs_stay_bit_identical_and_names_are_kept(setup):
+    model, x, at, places, expected = setup
+    model, before = copy.deepcopy(model), snapshot(model)
+    names = insert(model, at, example=x)
+    assert list(names) == [f"{place}.non_local" for place in places] == list(blocks(model))
+    with torch.no_grad():
+        assert torch.equal(model(x), expected)
+    after = model.state_dict()
+    assert same(before, {name: t for name, t in after.items() if ".non_local." not in name})
+    assert not model.load_state_dict(before, strict=False).unexpected_keys
+    with torch.no_grad():
+        assert not torch.equal(wake(model)(x), expected)
+
+
+def test_blocks_get_gradients(setup):
+    """Also where the model itself is frozen, and beside activations that work in place."""
+    original, x, at, _, _ = setup
+    for frozen in (False, True):
+        model = copy.deepcopy(original).requires_grad_(not frozen)
+        insert(model, at, example=x, norm="layer", pairwise="dot_product")
+        wake(model)(x).square().sum().backward()
+        for name, block in blocks(model).items():
+            for parameter, p in block.named_parameters():
+                assert p.grad.abs().max() > 0, f"{name}.{parameter}"
+        assert frozen == all(p.grad is None for name, p in model.named_parameters() if "non_local" not in name)
+
+
+def test_remove_restores_the_model(setup):
+    model, x, at, _, expected = setup
+    model, before, hooks_before = copy.deepcopy(model), snapshot(model), hooks(model)
+    insert(model, at, example=x)
+    wake(model)
+    assert remove(model) is model
+    assert blocks(model) == {}
+    assert same(model.state_dict(), before)
+    assert hooks(model) == hooks_before
+    model.load_state_dict(before, strict=True)
+    with torch.no_grad():
+        assert torch.equal(model(x), expected)
+
+
+def test_report_against_an_independent_count(setup):
+    """Parameters: what the model has more. Multiply-adds: half of what torch's counter finds more, per sample."""
+    model, x, at, _, _ = setup
+    model = copy.deepcopy(model)
+    parameters, flops = sum(p.numel() for p in model.parameters()), count(model, x)
+    report = insert(model, at, example=x)
+    added = sum(p.numel() for p in model.parameters()) - parameters
+    assert sum(row.parameters for row in report.rows) == added
+    assert report.model_parameters == parameters
+    extra = (count(model, x) - flops) / 2 / len(x)
+    assert sum(row.multiply_adds for row in report.rows) == pytest.approx(extra, rel=1e-9)
+    for row, name in zip(report.rows, report, strict=True):
+        block = blocks(model)[name]
+        assert row.name == name
+        assert row.shape[0] == block.channels
+        assert row.parameters == sum(p.numel() for p in block.parameters())
+        positions = torch.Size(row.shape[1:]).numel()
+        assert row.map_entries == positions**2 == block.weights(torch.randn(1, *row.shape)).numel()
+
+
+def count(model, x):
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x)
+    return counter.get_total_flops()
+
+
+def test_copies_and_pickles(setup):
+    """A copy has blocks of its own; taking them out leaves the original's in."""
+    model, x, at, places, expected = setup
+    model = copy.deepcopy(model)
+    insert(model, at, example=x)
+    with torch.no_grad():
+        woken = wake(model)(x)
+        buffer = io.BytesIO()
+        torch.save(model, buffer)
+        buffer.seek(0)
+        for other in (copy.deepcopy(model), torch.load(buffer, weights_only=False)):
+            assert list(blocks(other)) == list(blocks(model))
+            assert torch.equal(other(x), woken)
+            assert torch.equal(remove(other)(x), expected)
+            assert list(blocks(model)) == [f"{place}.non_local" for place in places]
+            assert torch.equal(model(x), woken)
+
+
+def test_modes_and_statistics_are_untouched(setup):
+    """Modules in train mode beside frozen ones in eval mode; each block takes the mode of its place."""
+    model, x, at, places, _ = setup
+    model = copy.deepcopy(model).train()
+    for module in list(model.modules())[::3]:
+        module.training = False
+    modes, before = {name: module.training for name, module in model.named_modules()}, snapshot(model)
+    random = torch.get_rng_state()
+    insert(model, at, example=x)
+    assert {name: m.training for name, m in model.named_modules() if "non_local" not in name} == modes
+    assert same(before, {name: t for name, t in model.state_dict().items() if ".non_local." not in name})
+    assert {name: block.training for name, block in blocks(model).items()} == {
+        f"{p}.non_local": modes[p] for p in places
+    }
+    assert all(p.grad is None for p in model.parameters())
+    assert not torch.equal(random, torch.get_rng_state())  # blocks are initialised at random, from the global seed
+
+
+# --- places -----------------------------------------------------------------------------------------------------------
+
+
+R101 = [f"layer2.{i}" for i in (1, 3)] + [f"layer3.{i}" for i in (6, 13, 20)]
+PLACES = [
+    ("resnet50", "paper-1", ["layer3.4"]),
+    ("resnet50", "paper-5", ["layer2.1", "layer2.3", "layer3.1", "layer3.3", "layer3.5"]),
+    ("resnet50", "paper-10", [f"layer2.{i}" for i in range(4)] + [f"layer3.{i}" for i in range(6)]),
+    ("resnet101", "paper-1", ["layer3.21"]),
+    ("resnet101", "paper-5", R101),
+    ("resnet18", "paper-1", ["layer3.0"]),
+    ("resnet18", "paper-5", ["layer2.0", "layer2.1", "layer3.0", "layer3.1"]),
+    ("resnet18", "paper-10", ["layer2.0", "layer2.1", "layer3.0", "layer3.1"]),
+]
+
+
+@pytest.fixture(scope="module")
+def resnets():
+    """The depths that matter, with hardly any channels: places do not depend on the width."""
+    depths = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3), "resnet101": (3, 4, 23, 3)}
+    block = timm.models.resnet.BasicBlock
+    return {
+        name: timm.models.resnet.ResNet(block, layers, channels=(2, 4, 6, 8), num_classes=3).eval()
+        for name, layers in depths.items()
+    }
+
+
+@pytest.mark.parametrize(("model", "preset", "places"), PLACES)
+def test_presets_stand_where_the_paper_has_them(resnets, model, preset, places):
+    """Table 2 and Sec. 4.1: res3 is layer2, res4 is layer3."""
+    model = copy.deepcopy(resnets[model])
+    assert list(insert(model, preset, example=torch.randn(1, 3, 64, 64))) == [f"{p}.non_local" for p in places]
+
+
+@pytest.mark.parametrize(
+    ("at", "places"),
+    [
+        ("layer2", ["layer2.3"]),
+        ("layer1.0", ["layer1.0"]),
+        (["layer3.1", "layer1"], ["layer1.2", "layer3.1"]),
+        ({"layer3": 1}, ["layer3.4"]),
+        ({"layer3": 2}, ["layer3.2", "layer3.5"]),
+        ({"layer3": 6}, [f"layer3.{i}" for i in range(6)]),
+        ({"layer3": 1, "layer1": 1}, ["layer1.1", "layer3.4"]),
+        ({"layer3": 0, "layer1": 1}, ["layer1.1"]),
+        ("layer2.1.conv1", ["layer2.1.conv1"]),
+    ],
+)
+def test_places(resnets, at, places):
+    model = copy.deepcopy(resnets["resnet50"])
+    assert list(insert(model, at, example=torch.randn(1, 3, 64, 64))) == [f"{p}.non_local" for p in places]
+
+
+def test_a_block_after_the_model_itself():
+    class Backbone(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 4, 3)
+
+        def forward(self, x):
+            return self.conv(x)
+
+    model, x = Backbone(), torch.randn(2, 3, 5, 7)
+    expected = model(x)
+    assert list(insert(model, "", example=x)) == ["non_local"]
+    assert torch.equal(model(x), expected)
+    assert not torch.equal(wake(model)(x), expected)
+    assert torch.equal(remove(model)(x), expected)
+
+
+def test_arguments_reach_the_blocks(resnet18):
+    model, x = copy.deepcopy(resnet18), torch.randn(1, 3, 64, 64)
+    kwargs = {"inner_channels": 3, "pairwise": "dot_product", "pool": 2, "pool_position": "embedding", "norm": "layer"}
+    report = insert(model, "layer2", example=x, window=(4, None), **kwargs)
+    (block,) = blocks(model).values()
+    assert (block.inner_channels, block.pool, block.pool_position, block.window) == (3, 2, "embedding", (4, None))
+    assert isinstance(block.norm, nn.LayerNorm)
+    assert type(block.pairwise) is PAIRWISE["dot_product"]
+    assert report.rows[0].map_entries == 8 * 8 * (2 * 4)  # 64 positions; the keys of a 4 x 8 window, pooled
+
+
+def test_device_and_dtype_are_those_of_the_place(resnet18):
+    model = copy.deepcopy(resnet18).double()
+    insert(model, "layer3", example=torch.randn(1, 3, 64, 64, dtype=torch.float64))
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+
+
+@pytest.mark.parametrize("pool_position", ["input", "embedding"])
+@pytest.mark.parametrize("pool", [None, 2])
+@pytest.mark.parametrize("pairwise", PAIRWISE)
+def test_multiply_adds_of_every_function(pairwise, pool, pool_position):
+    """Against torch's counter, which misses the adding of a_i + b_j and counts per batch what folds theta into w_f."""
+    block, x = NonLocalBlock(32, pairwise=pairwise, pool=pool, pool_position=pool_position), torch.randn(64, 32, 6, 4)
+    assert block.multiply_adds((6, 4)) == pytest.approx(count(block, x) / 2 / 64, rel=0.03)
+
+
+def test_the_report_tells_what_the_blocks_add(resnet18):
+    model, x = copy.deepcopy(resnet18), torch.randn(1, 3, 64, 64)
+    report = insert(model, {"layer2": 2}, example=x)
+    text, row = str(report), report.rows[0]
+    # C = 128, d = 64: theta, phi, g and out with biases, the norm's weight and bias; 8 x 8 positions
+    assert row.parameters == 3 * (128 * 64 + 64) + 64 * 128 + 128 + 2 * 128
+    assert row.multiply_adds == 64 * 4 * 128 * 64 + 2 * 64 * 64 * 64
+    assert text.startswith("2 non-local blocks")
+    assert f"{2 * row.parameters:,} parameters" in text
+    assert f"+{2 * row.parameters / sum(p.numel() for p in resnet18.parameters()):.1%}" in text
+    assert f"{2 * row.multiply_adds:,} multiply-adds" in text
+    for place in ("layer2.0", "layer2.1"):
+        (line,) = [line for line in text.splitlines() if line.split()[0] == place]
+        assert "(128, 8, 8)" in line
+        assert f"{row.parameters:,}" in line
+        assert f"{row.multiply_adds:,}" in line
+    assert f"{64 * 64 * 4 / 2**20:.1f} MiB" in text
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+class Odd(nn.Module):
+    """A module that runs twice, one that never runs, one that returns a tuple, and one that returns indices."""
+
+    class Pair(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    class Indices(nn.Module):
+        def forward(self, x):
+            return x.argmax(1, keepdim=True)
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.twice, self.never = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+        self.pair, self.indices = self.Pair(), self.Indices()
+        self.body = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU())
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(4, 3)
+
+    def forward(self, x):
+        x = self.body(self.twice(self.twice(self.conv(x))))
+        self.indices(x)
+        return self.fc(self.pool(self.pair(x)[0]).flatten(1))
+
+
+ODD_PLACES = r"places: (?=.*\bbody\b)(?=.*\bbody\.0\b)"
+
+
+@pytest.mark.parametrize(
+    ("at", "message"),
+    [
+        ([], "nothing to insert at .*" + ODD_PLACES),
+        ({}, "nothing to insert at .*" + ODD_PLACES),
+        ({"body": 0}, r"nothing to insert at \{'body': 0\}; " + ODD_PLACES),
+        ("layer9", "no module 'layer9' in Odd; " + ODD_PLACES),
+        ({"layer9": 1}, "no stage 'layer9' in Odd; " + ODD_PLACES),
+        (["conv", "layer9"], "no module 'layer9' in Odd; " + ODD_PLACES),
+        ("paper-5", "no stage 'layer2' in Odd; " + ODD_PLACES),
+        ({"body": 3}, r"3 blocks do not fit into 'body', which has 2 units: body.0, body.1; " + ODD_PLACES),
+        ({"body": -1}, "-1 blocks do not fit into 'body'.*" + ODD_PLACES),
+        ({"conv": 1}, "1 blocks do not fit into 'conv', which has 0 units: none; " + ODD_PLACES),
+        ("fc", r"after 'fc': it gives \(2, 3\), not a floating-point \(B, C, \*S\) tensor; " + ODD_PLACES),
+        ("pair", "after 'pair': it gives tuple, not .*" + ODD_PLACES),
+        ("indices", "after 'indices': it gives .*not a floating-point.*" + ODD_PLACES),
+        ("twice", "after 'twice': it runs 2 times in a forward pass; " + ODD_PLACES),
+        ("never", "after 'never': it runs 0 times in a forward pass; " + ODD_PLACES),
+        (["conv", "fc"], "after 'fc'.*" + ODD_PLACES),
+        (["conv", "conv"], "names a place twice"),
+        (["body", "body.1"], "names a place twice"),
+    ],
+)
+def test_errors_list_the_places_and_leave_the_model_unchanged(at, message):
+    model, x = Odd().train(), torch.randn(2, 3, 7, 7)
+    before, expected, modules = snapshot(model), model(x), [name for name, _ in model.named_modules()]
+    with pytest.raises(ValueError, match=message):
+        insert(model, at, example=x)
+    assert same(model.state_dict(), before)
+    assert hooks(model) == 0
+    assert [name for name, _ in model.named_modules()] == modules
+    assert all(module.training for module in model.modules())
+    assert torch.equal(model(x), expected)
+
+
+@pytest.mark.parametrize("at", ["global_pool", "fc"])
+def test_heads_of_timm_models_are_no_places(resnet18, at):
+    model = copy.deepcopy(resnet18)
+    with pytest.raises(ValueError, match=rf"after '{at}.*\(1, \d+\), not .*places: .*layer1.0"):
+        insert(model, at, example=torch.randn(1, 3, 64, 64))
+    assert blocks(model) == {}
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"pool": 16}, r"pool \(16, 16\) is larger than the input's size \(4, 4\)"),
+        ({"window": 3}, r"window \(3, 3\) does not divide .* \(8, 8\)"),
+        ({"pairwise": "cosine"}, "got 'cosine'"),
+        ({"pool": (1, 2, 2)}, "3 entries, the input has 2 axes"),
+    ],
+)
+def test_blocks_that_do_not_fit_leave_the_model_unchanged(resnet18, kwargs, message):
+    """The first place fits, the second does not: neither gets a block."""
+    model = copy.deepcopy(resnet18)
+    places = ["layer1", "layer3"] if "larger" in message else ["layer2"]
+    with pytest.raises(ValueError, match=message):
+        insert(model, places, example=torch.randn(1, 3, 64, 64), **kwargs)
+    assert blocks(model) == {}
+    assert same(model.state_dict(), resnet18.state_dict())
+    assert hooks(model) == 0
+
+
+def test_a_failing_forward_pass_leaves_no_traces(resnet18):
+    model = copy.deepcopy(resnet18).train()
+    with pytest.raises(RuntimeError):
+        insert(model, "layer2", example=torch.randn(1, 4, 64, 64))
+    assert hooks(model) == 0
+    assert all(module.training for module in model.modules())
+
+
+def test_two_insertions(resnet18):
+    """Further places may follow; the same place twice is an error; remove takes all out."""
+    model, x = copy.deepcopy(resnet18), torch.randn(1, 3, 64, 64)
+    insert(model, "layer2", example=x)
+    wake(model)
+    expected = model(x)
+    with pytest.raises(ValueError, match=r"'layer2\.1' has a child 'non_local' already \(remove\(model\)"):
+        insert(model, ["layer1.0", "layer2.1"], example=x)
+    assert list(blocks(model)) == ["layer2.1.non_local"]
+    insert(model, {"layer3": 2}, example=x)
+    assert list(blocks(model)) == ["layer2.1.non_local", "layer3.0.non_local", "layer3.1.non_local"]
+    assert torch.equal(model(x), expected)
+    assert same(remove(model).state_dict(), resnet18.state_dict())
+
+
+class Staged(nn.Module):
+    """A stage that is not a Sequential, with two units."""
+
+    class Stage(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            return self.two(self.one(x).relu())
+
+    def __init__(self):
+        super().__init__()
+        self.stage = self.Stage()
+
+    def forward(self, x):
+        return self.stage(x).mean((2, 3))
+
+
+def test_a_block_is_not_a_unit_of_its_stage():
+    """After a block behind the whole stage, the stage still has the units that it had."""
+    model, x = Staged(), torch.randn(2, 3, 5, 5)
+    insert(model, "stage", example=x)
+    with pytest.raises(ValueError, match=r"3 blocks do not fit into 'stage', which has 2 units: stage.one, stage.two"):
+        insert(model, {"stage": 3}, example=x)
+    assert list(insert(model, {"stage": 1}, example=x)) == ["stage.one.non_local"]
+    remove(model)
+    assert list(insert(model, {"stage": 2}, example=x)) == ["stage.one.non_local", "stage.two.non_local"]
+
+
+class Own(nn.Module):
+    """A model that was built with a block, under the name that `insert` uses too."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.non_local = nn.Conv2d(3, 4, 3), NonLocalBlock(4)
+
+    def forward(self, x):
+        return self.non_local(self.conv(x))
+
+
+def test_remove_leaves_the_blocks_that_it_did_not_insert():
+    model, x = wake(Own()).eval(), torch.randn(2, 3, 5, 5)
+    expected, before = model(x), snapshot(model)
+    assert list(blocks(model)) == ["non_local"]
+    insert(model, "conv", example=x)
+    assert list(blocks(model)) == ["conv.non_local", "non_local"]
+    remove(model)
+    assert same(model.state_dict(), before)
+    assert torch.equal(model(x), expected)
+
+
+def test_remove_of_a_model_without_blocks_changes_nothing(resnet18):
+    model = copy.deepcopy(resnet18)
+    model.layer1.register_forward_hook(lambda *_: None)
+    assert remove(model) is model
+    assert hooks(model) == 1
+    assert same(model.state_dict(), resnet18.state_dict())
+
+
+def test_remove_keeps_the_hooks_of_others(resnet18):
+    model, x, calls = copy.deepcopy(resnet18), torch.randn(1, 3, 64, 64), []
+    model.layer2[1].register_forward_hook(lambda *_: calls.append(1))
+    insert(model, "layer2", example=x)
+    remove(model)
+    calls.clear()
+    model(x)
+    assert calls == [1]
+
+
+@pytest.mark.parametrize(
+    ("make", "at"),
+    [
+        (lambda: timm.create_model("regnety_002", num_classes=3), "s3"),
+        (lambda: torchvision.models.DenseNet(4, (2, 2), 8, num_classes=3), "features.denseblock1"),
+    ],
+    ids=["regnety_002", "densenet"],
+)
+def test_a_module_that_loops_over_its_children(make, at):
+    """A block must not become one of the layers of the loop: it runs once, after it, or insert refuses the place."""
+    torch.manual_seed(0)
+    model, x, calls = make().eval(), torch.randn(1, 3, 64, 64), []
+    expected, before = model(x), snapshot(model)
+    try:
+        insert(model, at, example=x)
+    except ValueError:
+        assert same(model.state_dict(), before)
+        return
+    (block,) = blocks(model).values()
+    block.register_forward_hook(lambda *_: calls.append(1))
+    assert torch.equal(model(x), expected)
+    assert calls == [1]
+    assert torch.equal(remove(model)(x), expected)
+    assert same(model.state_dict(), before)
+
+
+def test_a_model_learns_with_its_blocks(resnet18):
+    """One optimiser step in train mode moves every parameter of the blocks that has a gradient by theory."""
+    model, x = copy.deepcopy(resnet18).train(), torch.randn(4, 3, 64, 64)
+    insert(model, "paper-1", example=x, pairwise="dot_product")
+    wake(model)
+    before = snapshot(model)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
+    nn.functional.cross_entropy(model(x), torch.tensor([0, 1, 2, 0])).backward()
+    optimiser.step()
+    ours = [name for name, p in model.named_parameters() if "non_local" in name and not name.endswith("out.bias")]
+    assert len(ours) == 9
+    assert all(not torch.equal(before[name], model.state_dict()[name]) for name in ours)
+    assert model.layer3[0].non_local.norm.num_batches_tracked == 1
+
+
+def test_pairwise_of_ones_own_and_pickle(resnet18):
+    model, x = copy.deepcopy(resnet18), torch.randn(1, 3, 64, 64)
+    insert(model, "layer3", example=x, pairwise=Mean)
+    expected = wake(model)(x)
+    assert torch.equal(pickle.loads(pickle.dumps(model))(x), expected)
+
+
+class Mean(Pairwise):
+    """f = 1: every position sees the mean of all."""
+
+    def weights(self, query, key, mask):
+        return query.new_full((*query.shape[:2], key.shape[1]), 1 / key.shape[1])
