@@ -1,6 +1,7 @@
 """The command line: LightningCLI with one folder a run, which holds all that is needed to repeat it."""
 
 import os
+import sys
 import time
 import warnings
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 import nonlocal_nets.data
 import nonlocal_nets.tasks  # noqa: F401  # both: so that `class_path` may be the bare name of a class
+from nonlocal_nets.cli_errors import Parser, check_configs, debug, one_line_for
 
 RUNS = Path("runs")
 
@@ -64,6 +67,11 @@ class NonLocalCLI(LightningCLI):
         if self.words.id is None:
             self.words.id = os.environ.get("SLURM_JOB_ID") or time.strftime("%Y%m%d-%H%M%S")
 
+    def instantiate_classes(self) -> None:
+        """A value that a model, a data module or the trainer refuses is the user's to mend: one line, no traceback."""
+        with one_line_for(ValueError, OSError, MisconfigurationException):
+            super().instantiate_classes()
+
     @property
     def words(self) -> Any:
         """The resolved config of the command, fit or test."""
@@ -93,6 +101,10 @@ class NonLocalCLI(LightningCLI):
 def main(args: list[str] | None = None) -> NonLocalCLI:
     """Run one command, as `train.py` does; `args` are its words, by default those of the command line."""
     torch.set_flush_denormal(True)  # the tails of a softmax are denormal numbers: up to 8 times slower on a CPU
+    words = sys.argv[1:] if args is None else args
+    if debug():
+        os.environ["JSONARGPARSE_DEBUG"] = "true"  # jsonargparse takes no 1
+    check_configs(words)
     return NonLocalCLI(
         pl.LightningModule,
         pl.LightningDataModule,
@@ -100,5 +112,7 @@ def main(args: list[str] | None = None) -> NonLocalCLI:
         subclass_mode_data=True,
         save_config_callback=SaveConfig,
         seed_everything_default=0,
-        args=args,
+        parser_class=Parser,
+        auto_configure_optimizers=False,
+        args=words,
     )

@@ -457,7 +457,7 @@ def test_a_batch_without_valid_positions_leaves_no_parameter_unused(pairwise):
         ({"pool_position": "output"}, "pool_position must be one of input, embedding, got 'output'"),
         ({"channels": 0}, "channels must be at least 1, got 0"),
         ({"inner_channels": 0}, "inner_channels must be at least 1, got 0"),
-        ({"pool": 0}, "pool must be an int of at least 1 or one an axis, got 0"),
+        ({"pool": 0}, "pool must be an int of at least 1, or one per axis, got 0"),
         ({"pool": (1, 1.5)}, r"pool must be .* got \(1, 1.5\)"),
         ({"window": (4, -1)}, r"window must be .* got \(4, -1\)"),
         *(

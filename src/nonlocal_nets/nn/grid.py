@@ -10,7 +10,7 @@ Axes = int | Sequence[int | None] | None
 
 
 def per_axis(name: str, given: Axes, axes: int) -> tuple[int | None, ...]:
-    """One entry an axis, from an int (the same for all), a sequence (one each) or None."""
+    """One entry per axis, from an int (the same for all), a sequence (one each) or None."""
     if given is None or isinstance(given, int):
         return (given,) * axes
     if len(given) != axes:
@@ -19,7 +19,7 @@ def per_axis(name: str, given: Axes, axes: int) -> tuple[int | None, ...]:
 
 
 def pool_sizes(pool: Axes, size: Sequence[int]) -> tuple[int, ...]:
-    """The kernel (and stride) of the subsampling, one entry an axis."""
+    """The kernel (and stride) of the subsampling, one entry per axis."""
     kernel = tuple(k or 1 for k in per_axis("pool", pool, len(size)))
     if any(k > s for k, s in zip(kernel, size, strict=True)):
         raise ValueError(f"pool {kernel} is larger than the input's size {tuple(size)}")
@@ -27,7 +27,7 @@ def pool_sizes(pool: Axes, size: Sequence[int]) -> tuple[int, ...]:
 
 
 def window_sizes(window: Axes, size: Sequence[int], pool: Sequence[int]) -> tuple[int, ...] | None:
-    """The extent of a window, one entry an axis (None: the whole axis), or None if one window spans everything."""
+    """The extent of a window, one entry per axis (None: the whole axis), or None if one window spans everything."""
     windows = tuple(s if w is None else w for w, s in zip(per_axis("window", window, len(size)), size, strict=True))
     for s, w, k in zip(size, windows, pool, strict=True):
         if s % w:

@@ -47,9 +47,9 @@ class NonLocalBlock(nn.Module):
         inner_channels: width of theta, phi and g; default C // 2, at least 1 (Sec. 3.3).
         pairwise: "gaussian", "embedded_gaussian", "dot_product", "concatenation", or a subclass of `Pairwise`.
         scale: logits times inner_channels ** -0.5, as in the released code, not in the paper (embedded_gaussian only).
-        pool: subsampling of the keys by max pooling, an int or one a axis, such as (1, 2, 2) (Sec. 3.3).
+        pool: subsampling of the keys by max pooling, an int or one per axis, as in (1, 2, 2) (Sec. 3.3).
         pool_position: "input" pools x, then embeds it (released code); "embedding" pools phi and g (paper, Sec. 3.3).
-        window: attend within windows of this extent, an int or one a axis, None for a whole axis:
+        window: attend within windows of this extent, an int or one per axis, None for a whole axis:
             (1, None, None) is space only, (None, 1, 1) time only, (4, None, None) groups of 4 frames.
         norm: "batch", "layer" (over the channels of a position) or "none" (then `out` starts at zero).
 
@@ -151,11 +151,9 @@ class NonLocalBlock(nn.Module):
         n, m = math.prod(grids.size), math.prod(grids.keys)
         n_window, m_window = math.prod(grids.windows or grids.size), math.prod(grids.key_windows or grids.keys)
         pooled_after = self.pool_position == "embedding" and m < n
-        embeddings = self.pairwise.embedding_multiply_adds(n, m, pooled_after) + self.g.weight.numel() * (
-            n if pooled_after else m
-        )
-        operation = n // n_window * self.pairwise.multiply_adds(n_window, m_window)
-        return embeddings + operation + self.out.weight.numel() * n
+        layers = self.g.weight.numel() * (n if pooled_after else m) + self.out.weight.numel() * n
+        embeddings = self.pairwise.embedding_multiply_adds(n, m, pooled_after)
+        return layers + embeddings + n // n_window * self.pairwise.multiply_adds(n_window, m_window)
 
     def map_size(self, size: Sequence[int]) -> int:
         """How many entries the map f / C(x) of one sample of size *S has, were it built."""
@@ -225,5 +223,5 @@ def _check_choice(name: str, given: object, accepted: tuple[str, ...]) -> None:
 def _check_sizes(name: str, given: grid.Axes) -> grid.Axes:
     sizes = [given] if given is None or isinstance(given, int) else list(given)
     if any(size is not None and (not isinstance(size, int) or size < 1) for size in sizes):
-        raise ValueError(f"{name} must be an int of at least 1 or one an axis, got {given!r}")
+        raise ValueError(f"{name} must be an int of at least 1, or one per axis, got {given!r}")
     return given if given is None or isinstance(given, int) else tuple(given)

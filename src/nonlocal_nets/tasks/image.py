@@ -22,9 +22,9 @@ class ImageClassification(Task):
         pairwise: f: "gaussian", "embedded_gaussian", "dot_product" or "concatenation".
         inner_channels: width of theta, phi and g; default half of the place's channels.
         scale: logits times inner_channels ** -0.5 (embedded_gaussian only).
-        pool: subsampling of the keys, positions an axis, an int or one a axis.
+        pool: subsampling of the keys, an int or one per axis.
         pool_position: "input" or "embedding": before or after phi and g.
-        window: attend within windows of this many positions, an int or one a axis (null: the whole axis).
+        window: attend within windows of this many positions, an int or one per axis (null: the whole axis).
         norm: after W_z: "batch", "layer" or "none".
         lr: the highest learning rate.
         weight_decay: AdamW's.
