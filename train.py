@@ -1,10 +1,10 @@
-"""Train, validate and test non-local networks.
+"""Train, validate, test and predict with non-local networks.
 
     python train.py fit      --config configs/image/cued_digits.yaml
     python train.py fit      --config configs/image/cued_digits.yaml --model.pairwise=dot_product --model.lr=0.001
     python train.py fit      --config configs/image/cued_digits.yaml --model.blocks=none
-    python train.py fit      --config runs/<project>/<id>/config.yaml --ckpt_path=last     go on with a run
-    python train.py test     --config runs/<project>/<id>/config.yaml --ckpt_path=best
+    python train.py fit      --config runs/<project>/<id>/config.yaml --ckpt_path=last     go on with it
+    python train.py test     --config runs/<project>/<id>/config.yaml --ckpt_path=last
     python train.py fit      --help
 
 Whatever stands in a config can be given on the command line, which wins. A run's folder, runs/<project>/<id>, holds its

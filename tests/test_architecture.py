@@ -11,7 +11,7 @@ ALLOWED = {
     "data": {"data"},
     "tasks": {"tasks", "nn"},
     "callbacks": {"callbacks", "nn"},
-    "cli": {"data", "tasks", "cli_errors"},
+    "cli": {"data", "tasks", "callbacks", "cli_errors"},
     "cli_errors": set(),
     "compare": {"cli"},
     "__init__": {"nn"},

@@ -1,6 +1,7 @@
 """What a user of train.py relies on: where a run's files are, that the command line wins, that a run repeats itself."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import yaml
 
 from nonlocal_nets.cli import main
 
-CONFIG = str(Path(__file__).parents[1] / "configs" / "image" / "cued_digits.yaml")
+TRAIN = Path(__file__).parents[1] / "train.py"
+CONFIG = str(TRAIN.parent / "configs" / "image" / "cued_digits.yaml")
 SMALL = [
     "--data.batch_size=4",
     "--trainer.limit_train_batches=3",
@@ -34,6 +36,14 @@ def fit(*words: str):
 
 def last(cli) -> dict:
     return torch.load(cli.run_folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def test_train_alone_prints_the_manual(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(TRAIN), run_name="__main__")
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.count("python train.py ") >= 3
 
 
 def test_a_run_leaves_everything_in_its_folder(capsys):

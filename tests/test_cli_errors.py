@@ -3,8 +3,10 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from nonlocal_nets.cli import main
+from nonlocal_nets.nn.backbones.image import LocalConvNet
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "image" / "cued_digits.yaml")
 
@@ -66,3 +68,23 @@ def test_debug_shows_the_traceback(monkeypatch):
     monkeypatch.setenv("JSONARGPARSE_DEBUG", "1")
     with pytest.raises(ValueError, match="lr must not be negative"):
         main(["fit", "--config", CONFIG, "--model.lr=-1"])
+
+
+def test_checkpoints_that_do_not_fit(tmp_path, capsys):
+    broken = tmp_path / "broken.ckpt"
+    broken.write_bytes(b"no checkpoint at all")
+    assert "broken.ckpt' is not a checkpoint" in checkpoint_error(capsys, str(broken))
+    other = tmp_path / "other.ckpt"
+    network = LocalConvNet(5)
+    torch.save({"state_dict": {f"network.{name}": value for name, value in network.state_dict().items()}}, other)
+    message = checkpoint_error(capsys, str(other), "--model.blocks=none")
+    assert "network.fc.weight (5, 32), here (2, 32)" in message
+    assert "no weight file" in checkpoint_error(capsys, str(tmp_path / "none.ckpt"))
+    assert "no last checkpoint in runs/cued_digits/new/checkpoints" in checkpoint_error(capsys, "last")
+
+
+def checkpoint_error(capsys, path, *words):
+    with pytest.raises(SystemExit) as stop:
+        main(["test", "--config", CONFIG, "--id=new", f"--ckpt_path={path}", *words])
+    assert stop.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1]

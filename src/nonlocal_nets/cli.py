@@ -16,7 +16,9 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 import nonlocal_nets.data
 import nonlocal_nets.tasks  # noqa: F401  # both: so that `class_path` may be the bare name of a class
-from nonlocal_nets.cli_errors import Parser, check_configs, debug, one_line_for
+from nonlocal_nets.callbacks import Predictions, RandomState
+from nonlocal_nets.cli_errors import Parser, check_configs, debug, fail, one_line_for
+from nonlocal_nets.tasks.weights import check_fit, read
 
 RUNS = Path("runs")
 
@@ -38,7 +40,7 @@ class SaveConfig(SaveConfigCallback):
 
 
 class NonLocalCLI(LightningCLI):
-    """`fit`, `validate` and `test` of any task on any data module."""
+    """`fit`, `validate`, `test` and `predict` of any task on any data module."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--project", default="default", help="The run's folder is runs/<project>/<id>.")
@@ -69,8 +71,23 @@ class NonLocalCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """A value that a model, a data module or the trainer refuses is the user's to mend: one line, no traceback."""
-        with one_line_for(ValueError, OSError, MisconfigurationException):
+        with one_line_for(ValueError, OSError, ModuleNotFoundError, MisconfigurationException):
             super().instantiate_classes()
+
+    def check_checkpoint(self) -> None:
+        """Refuse, before any work, a checkpoint that is not there, is none, or is of another network."""
+        given = self.words.ckpt_path
+        if given in (None, "best", "hpc"):
+            return
+        if given == "last":
+            # Lightning would go on without weights: right for the first start of a run, a wrong figure in a test
+            if self.subcommand != "fit" and not list((self.run_folder / "checkpoints").glob("last*.ckpt")):
+                fail(f"no last checkpoint in {self.run_folder / 'checkpoints'}")
+            return
+        with one_line_for(ValueError):
+            check_fit(read(given), self.model.state_dict(), given)
+
+    before_fit = before_validate = before_test = before_predict = check_checkpoint
 
     @property
     def words(self) -> Any:
@@ -102,6 +119,9 @@ def main(args: list[str] | None = None) -> NonLocalCLI:
     """Run one command, as `train.py` does; `args` are its words, by default those of the command line."""
     torch.set_flush_denormal(True)  # the tails of a softmax are denormal numbers: up to 8 times slower on a CPU
     words = sys.argv[1:] if args is None else args
+    if not words:  # train.py's docstring is the manual
+        print(sys.modules["__main__"].__doc__)
+        raise SystemExit(0)
     if debug():
         os.environ["JSONARGPARSE_DEBUG"] = "true"  # jsonargparse takes no 1
     check_configs(words)
@@ -113,6 +133,7 @@ def main(args: list[str] | None = None) -> NonLocalCLI:
         save_config_callback=SaveConfig,
         seed_everything_default=0,
         parser_class=Parser,
+        trainer_defaults={"callbacks": [RandomState(), Predictions()]},
         auto_configure_optimizers=False,
         args=words,
     )

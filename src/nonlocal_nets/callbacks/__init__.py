@@ -1,5 +1,8 @@
 """Callbacks for the Lightning Trainer."""
 
 from nonlocal_nets.callbacks.attention_maps import AttentionMaps
+from nonlocal_nets.callbacks.confusion_matrix import ConfusionMatrix
+from nonlocal_nets.callbacks.predictions import Predictions
+from nonlocal_nets.callbacks.random_state import RandomState
 
-__all__ = ["AttentionMaps"]
+__all__ = ["AttentionMaps", "ConfusionMatrix", "Predictions", "RandomState"]

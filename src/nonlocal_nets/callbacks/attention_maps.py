@@ -6,10 +6,10 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from nonlocal_nets.callbacks.run_folder import run_folder
 from nonlocal_nets.nn import NonLocalBlock, blocks
 
 Point = tuple[float, float]  # row and column, as fractions of the height and the width
@@ -62,9 +62,7 @@ class AttentionMaps(pl.Callback):
             rows[f"{place}: changed most"] = look(block, x, changed_most(x, z))
             if point_of is not None:
                 rows[f"{place}: {point_of.__doc__.split('.')[0].lower()}"] = look(block, x, [*map(point_of, images)])
-        checkpoint = trainer.checkpoint_callback
-        folder = Path(checkpoint.dirpath or ".").parent if isinstance(checkpoint, ModelCheckpoint) else Path()
-        rank_zero_info(f"What the blocks attend to: {draw(images, rows, folder / 'attention.png')}")
+        rank_zero_info(f"What the blocks attend to: {draw(images, rows, run_folder(trainer) / 'attention.png')}")
 
     def _keep(self, name: str) -> Callable[..., None]:
         def hook(_block: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:

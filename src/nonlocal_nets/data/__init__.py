@@ -1,5 +1,8 @@
 """One LightningDataModule a data set. Each has `num_classes` and `class_names` from the start."""
 
+from nonlocal_nets.data.cifar import CIFAR
 from nonlocal_nets.data.cued_digits import CuedDigits
+from nonlocal_nets.data.elpv import ELPV
+from nonlocal_nets.data.image_folder import ImageFolder
 
-__all__ = ["CuedDigits"]
+__all__ = ["CIFAR", "ELPV", "CuedDigits", "ImageFolder"]

@@ -117,9 +117,8 @@ class CuedDigits(pl.LightningDataModule):
         dataset = CuedDigitsDataset(part, self.samples[part], self.seed)
         return DataLoader(
             dataset,
-            self.batch_size,
+            batch_size=self.batch_size,
             shuffle=part == "train",
             drop_last=part == "train" and len(dataset) >= self.batch_size,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=self.num_workers,  # not persistent: their random state would be lost when a run resumes
         )

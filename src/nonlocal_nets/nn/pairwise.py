@@ -138,9 +138,9 @@ class Concatenation(_Exact, Embedded):
     def reset_parameters(self, block: Any) -> None:
         """Biases with which f starts as relu(a_i + b_j + 2), positive for most pairs: y is at first the mean of g.
 
-        With zero biases y_i is at first a_i times a sum that hardly differs between samples. The norm after W_z gives
-        this local part nearly all the variance, or, where a_i + b_j < 0, f is zero and so is its gradient: on the
-        cued digits some seeds then learn nothing.
+        With zero biases y_i is at first a_i times a sum that hardly differs between samples, and the norm after W_z
+        gives this local part nearly all the variance; where a_i + b_j < 0, f is zero, and so is its gradient. On the
+        cued digits some seeds then stayed at the majority vote.
         """
         with torch.no_grad():
             w = block.w_f.weight[0]

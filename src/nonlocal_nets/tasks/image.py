@@ -1,13 +1,18 @@
 """Image classification with non-local blocks in any timm backbone."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
-from torch import nn
-from torchmetrics import MetricCollection
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from nonlocal_nets.nn import insert
-from nonlocal_nets.nn.backbones.image import image_backbone
+from nonlocal_nets.nn.backbones.image import classifier_name, image_backbone
 from nonlocal_nets.tasks.base import Task
+from nonlocal_nets.tasks.optimisation import Optimisation
+from nonlocal_nets.tasks.weights import load_weights
 
 
 class ImageClassification(Task):
@@ -26,9 +31,18 @@ class ImageClassification(Task):
         pool_position: "input" or "embedding": before or after phi and g.
         window: attend within windows of this many positions, an int or one per axis (null: the whole axis).
         norm: after W_z: "batch", "layer" or "none".
+        weights: a checkpoint of ours or a file with a state dict to start from; the classifier may differ, and blocks
+            may be absent there. null: random.
         lr: the highest learning rate.
-        weight_decay: AdamW's.
-        warmup_steps: optimiser steps over which lr rises from 0; then a cosine to 0.
+        weight_decay: of the weights; of norms and biases too if decay_all.
+        warmup_steps: optimiser steps over which lr rises from 0.
+        optimizer: "adamw" or "sgd" (Nesterov).
+        momentum: sgd's.
+        decay_all: whether norms and biases decay as well.
+        schedule: "cosine", to 0 at the end of the run, or "step", times 0.1 at each of milestones.
+        milestones: optimiser steps of the step schedule.
+        label_smoothing: share of a label that is spread over all classes, in [0, 1).
+        mixup: alpha of mixup (timm's), 0 for none.
     """
 
     def __init__(
@@ -44,16 +58,61 @@ class ImageClassification(Task):
         pool_position: str = "input",
         window: int | list[int | None] | None = None,
         norm: str = "batch",
+        weights: str | None = None,
         lr: float = 1e-3,
         weight_decay: float = 1e-4,
         warmup_steps: int = 100,
+        optimizer: str = "adamw",
+        momentum: float = 0.9,
+        decay_all: bool = True,
+        schedule: str = "cosine",
+        milestones: Sequence[int] = (),
+        label_smoothing: float = 0.0,
+        mixup: float = 0.0,
     ) -> None:
+        if not 0 <= label_smoothing < 1 or mixup < 0:
+            raise ValueError(
+                f"label_smoothing must be in [0, 1) and mixup not negative, got {label_smoothing}, {mixup}"
+            )
+        optimisation = Optimisation(
+            lr, weight_decay, warmup_steps, optimizer, momentum, decay_all, schedule, tuple(milestones)
+        )
         network = image_backbone(backbone, num_classes, input_size[0])
         report = "no non-local blocks"
         if blocks != "none":
             block = {"pairwise": pairwise, "inner_channels": inner_channels, "scale": scale, "norm": norm}
             keys = {"pool": pool, "pool_position": pool_position, "window": window}
             report = str(insert(network, blocks, example=torch.zeros(1, *input_size), **block, **keys))
-        metrics = MetricCollection({"accuracy": MulticlassAccuracy(num_classes, average="micro")})
-        super().__init__(network, nn.CrossEntropyLoss(), metrics, report, lr, weight_decay, warmup_steps)
+        if weights is not None:
+            report += "\n" + load_weights(network, weights, classifier_name(network))
+        super().__init__(
+            network, nn.CrossEntropyLoss(label_smoothing=label_smoothing), _metrics(num_classes), optimisation, report
+        )
         self.save_hyperparameters()
+        self.mixup: Any = None
+        if mixup:
+            from timm.data.mixup import Mixup  # takes seconds to import
+
+            self.mixup = Mixup(mixup_alpha=mixup, label_smoothing=0, num_classes=num_classes)
+
+    def augment(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """Mixup, if asked for: mixed images and soft targets (B, num_classes)."""
+        if self.mixup is None or len(x) % 2:  # timm mixes pairs
+            return x, target
+        mixed: tuple[Tensor, Tensor] = self.mixup(x.clone(), target)
+        return mixed
+
+    def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> Tensor:
+        """Probabilities (B, num_classes) of images (B, C, H, W)."""
+        probabilities: Tensor = self(batch[0]).softmax(1)
+        return probabilities
+
+
+def _metrics(num_classes: int) -> MetricCollection:
+    metrics: dict[str, Metric | MetricCollection] = {
+        "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+        "balanced_accuracy": MulticlassAccuracy(num_classes, average="macro"),
+    }
+    if num_classes > 5:
+        metrics["top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
+    return MetricCollection(metrics)

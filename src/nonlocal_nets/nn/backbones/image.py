@@ -56,3 +56,9 @@ def image_backbone(name: str, num_classes: int, in_chans: int = 3) -> nn.Module:
         )
     model: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_chans)
     return model
+
+
+def classifier_name(network: nn.Module) -> str:
+    """The name of an image backbone's last layer, which depends on the number of classes."""
+    config = getattr(network, "pretrained_cfg", {"classifier": "fc"})
+    return str(config["classifier"])

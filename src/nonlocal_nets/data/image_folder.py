@@ -1,0 +1,128 @@
+"""Any image set in folders: ImageNet's layout with train and val, or one folder that a seed splits."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torchvision import datasets
+from torchvision.transforms import v2
+
+from nonlocal_nets.data.base import ImageFilesDataModule, Sample, split
+
+
+class ImageFolder(ImageFilesDataModule):
+    """Images in one folder a class; the sorted names of the folders are the classes.
+
+    Two layouts, told apart by whether `root/train` or `root/val` holds folders:
+
+    - `root/train/<class>/*` and `root/val/<class>/*`, as ImageNet, and `root/test/<class>/*` if it is there; else the
+      test is on val.
+    - `root/<class>/*`, split at random into train, val and test, evenly in each class.
+
+    Args:
+        root: the folder.
+        image_size: height and width of an image in a batch, pixels.
+        scale: training crops at random between these shares of an image's area, and resizes the crop.
+        flip: training mirrors every other image, left to right.
+        crop_fraction: evaluation resizes the shorter side to image_size / crop_fraction and crops the middle.
+        val_fraction: the share for validation; of the second layout only, the first is split already.
+        test_fraction: the share for the test; of the second layout only.
+        seed: of the split; of the second layout only.
+        kwargs: of `ImageFilesDataModule` and `ImageDataModule`.
+
+    Raises:
+        ValueError: a missing root, a layout that is neither, a class without an image, train and val with different
+            classes, a share out of range.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        image_size: int = 224,
+        scale: tuple[float, float] = (0.08, 1.0),
+        flip: bool = True,
+        crop_fraction: float = 0.875,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.1,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        if not 0 < scale[0] <= scale[1] <= 1:
+            raise ValueError(f"scale must be two rising shares above 0 and at most 1, got {scale}")
+        folder = Path(root)
+        if not folder.is_dir():
+            raise ValueError(f"no folder {folder}: {_expected(folder)}")
+        if any(_has_folders(folder / part) for part in ("train", "val")):
+            classes, parts = _read_parts(folder)
+        else:
+            classes, samples = _read(folder)
+            labels = [label for _, label in samples]
+            indices = split(labels, {"test": test_fraction, "val": val_fraction}, seed)
+            parts = {part: [samples[k] for k in chosen] for part, chosen in indices.items()}
+        augment: list[v2.Transform] = [v2.RandomResizedCrop(image_size, scale)]
+        super().__init__(
+            class_names=classes,
+            image_size=image_size,
+            augment=[*augment, v2.RandomHorizontalFlip()] if flip else augment,
+            crop_fraction=crop_fraction,
+            parts=parts,
+            **kwargs,
+        )
+
+
+def _expected(root: Path) -> str:
+    return f"expected {root}/train/<class>/* and {root}/val/<class>/*, or {root}/<class>/*"
+
+
+def _has_folders(folder: Path) -> bool:
+    return folder.is_dir() and any(entry.is_dir() for entry in folder.iterdir())
+
+
+def _read_parts(root: Path) -> tuple[list[str], dict[str, list[Sample]]]:
+    """Classes and samples of a layout with root/train and root/val."""
+    for part in ("train", "val"):
+        if not _has_folders(root / part):
+            raise ValueError(f"no class folders in {root / part}: {_expected(root)}")
+    # ImageNet's own test has no labels, so no class folders: then the test is on val
+    folders = {"train": "train", "val": "val", "test": "test" if _has_folders(root / "test") else "val"}
+    classes, train = _read(root / "train")
+    parts = {"train": train}
+    for part in ("val", "test"):
+        others, parts[part] = _read(root / folders[part])
+        if others != classes:
+            only = {"train": set(classes) - set(others), folders[part]: set(others) - set(classes)}
+            sides = "; ".join(
+                f"only in {side}: {', '.join(sorted(names)[:5]) or 'none'}" for side, names in only.items()
+            )
+            raise ValueError(f"{root / 'train'} and {root / folders[part]} have different classes; {sides}")
+    return classes, parts
+
+
+def _read(folder: Path) -> tuple[list[str], list[Sample]]:
+    """Classes and samples of folder/<class>/*."""
+    try:
+        found = datasets.ImageFolder(folder)
+    except FileNotFoundError as error:  # no class folder, or one without an image
+        raise ValueError(f"{folder}: {str(error).rstrip('. ')}; expected {folder}/<class>/*") from error
+    return found.classes, found.samples
+
+
+def fake(root: str | Path) -> dict[str, Any]:
+    """Write ImageNet's layout: 3 classes of 5 training and 2 validation images, jpg and png, 40 x 56 pixels or so.
+
+    `root/train` alone is the layout of one folder.
+
+    Returns:
+        The arguments with which `ImageFolder` reads them.
+    """
+    random = np.random.default_rng(0)
+    for part, count in (("train", 5), ("val", 2)):
+        for label, name in enumerate(("ant", "bee", "cat")):
+            folder = Path(root) / part / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for k in range(count):
+                pixels = random.integers(100, size=(40 + k, 56, 3), dtype=np.uint8)
+                pixels[..., label] += 150  # the colour tells the class
+                Image.fromarray(pixels).save(folder / f"{k}.{'png' if k % 2 else 'jpg'}")
+    return {"root": str(root)}

@@ -1,0 +1,56 @@
+"""A run that is killed in the middle of an epoch and resumed ends with the very weights of one that is not."""
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nonlocal_nets.cli import main
+
+CONFIG = str(Path(__file__).parents[1] / "configs" / "image" / "cued_digits.yaml")
+WORDS = [
+    "--config",
+    CONFIG,
+    "--data.batch_size=4",
+    "--data.train_samples=24",
+    "--data.num_workers=2",
+    "--model.mixup=0.3",
+    "--model.label_smoothing=0.1",
+    "--trainer.max_epochs=3",
+    "--trainer.limit_val_batches=1",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+]
+KILL = """
+import os, signal, sys
+import pytorch_lightning as pl, torch
+from nonlocal_nets import cli
+
+torch.set_num_threads(1)
+
+class Kill(pl.Callback):
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        if trainer.current_epoch == 1 and batch_idx == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+cli.Predictions = Kill
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # it should, on a resume
+def test_killed_and_resumed_is_bit_identical(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    whole = main(["fit", *WORDS, "--id=whole"])
+    killed = subprocess.run([sys.executable, "-c", KILL, "fit", *WORDS, "--id=killed"], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
+    before = torch.load("runs/cued_digits/killed/checkpoints/last.ckpt", weights_only=True)
+    assert before["global_step"] == 6, "the end of the first epoch"
+    resumed = main(["fit", *WORDS, "--id=killed", "--ckpt_path=last"])
+    assert resumed.trainer.global_step == whole.trainer.global_step == 18
+    ours, theirs = whole.model.state_dict(), resumed.model.state_dict()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
