@@ -87,7 +87,7 @@ def test_the_command_line_beats_the_checkpoint():
     first = fit("--id=first", "--model.lr=0.01")
     checkpoint = str(first.run_folder / "checkpoints" / "last.ckpt")
     cli = fit("--id=second", "--model.lr=0.02", "--trainer.max_epochs=2", f"--ckpt_path={checkpoint}")
-    assert cli.model.lr == 0.02, "the guard against Lightning's _parse_ckpt_path"
+    assert cli.model.optimisation.lr == 0.02, "the guard against Lightning's _parse_ckpt_path"
 
 
 def test_the_number_of_classes_comes_from_the_data():
