@@ -552,3 +552,13 @@ class Mean(Pairwise):
 
     def weights(self, query, key, mask):
         return query.new_full((*query.shape[:2], key.shape[1]), 1 / key.shape[1])
+
+
+def test_a_model_with_blocks_compiles():
+    """The hook that runs a block is a function of its module, so that a graph holds it whole."""
+    model = nn.Sequential(nn.Conv1d(2, 4, 3), nn.ReLU(), nn.Conv1d(4, 3, 3)).eval()
+    insert(model, ["0", "2"], example=torch.zeros(1, 2, 12), pairwise="concatenation")
+    wake(model)
+    x = torch.randn(2, 2, 12)
+    torch._dynamo.reset()
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(x), model(x))

@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 import pickle
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nonlocal_nets.nn import NonLocalBlock, Pairwise
+from nonlocal_nets.nn import NonLocalBlock, Pairwise, functional
 from tests.nn.oracle import PAIRWISE, SOFTMAX, BlockOracle, randomise
 
 C = 5
@@ -30,6 +31,12 @@ def make(pairwise="embedded_gaussian", channels=C, seed=0, dtype=torch.float64, 
 
 def normal(*size, seed=0, dtype=torch.float64):
     return torch.randn(*size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def forced(form):
+    """Takes the form without the map (0), the one with it (1), or the block's own choice (None)."""
+    choice = functional.choose_form if form is None else lambda pairwise, *_: functional.FORMS[pairwise][form]
+    return mock.patch.object(functional, "choose_form", choice)
 
 
 def corners(batch, size, extents):
@@ -88,21 +95,24 @@ def test_block_is_the_oracle(pairwise, axes, data):
     if (mask.sum() if mask is not None else 2 * math.prod(size)) < 2:
         training = False
     block = make(pairwise, inner_channels=3, **kwargs).train(training)
-    oracle = BlockOracle(block.state_dict(), pairwise, **kwargs)
-    close(block(x, mask=mask), oracle(x, mask, training))
+    expected = BlockOracle(block.state_dict(), pairwise, **kwargs)(x, mask, training)
+    with forced(data.draw(st.sampled_from((None, 0, 1)))):
+        close(block(x, mask=mask), expected)
 
 
+@pytest.mark.parametrize("form", [0, 1])
 @pytest.mark.parametrize("pool_position", ["input", "embedding"])
 @pytest.mark.parametrize("pairwise", PAIRWISE)
-def test_block_with_everything_at_once_is_the_oracle(pairwise, pool_position):
+def test_block_with_everything_at_once_is_the_oracle(pairwise, pool_position, form):
     """Windows over pooled and unpooled axes, a rest that pooling drops, a padded sample and one with holes."""
     kwargs = {"pool": (1, 2, 2), "pool_position": pool_position, "window": (2, 4, None), "norm": "batch"}
     x, size = normal(2, C, 4, 4, 3), (4, 4, 3)
     mask = corners(2, size, [(3, 3, 3), size])
     mask[1] &= torch.rand(size, generator=torch.Generator().manual_seed(0)) < 0.7
     block = make(pairwise, **kwargs)
-    oracle = BlockOracle(block.state_dict(), pairwise, **kwargs)
-    close(block(x, mask=mask), oracle(x, mask, training=True))
+    expected = BlockOracle(block.state_dict(), pairwise, **kwargs)(x, mask, training=True)
+    with forced(form):
+        close(block(x, mask=mask), expected)
 
 
 @pytest.mark.parametrize("pool", [None, 2])
