@@ -17,6 +17,7 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 import nonlocal_nets.data
 import nonlocal_nets.tasks  # noqa: F401  # both: so that `class_path` may be the bare name of a class
 from nonlocal_nets.callbacks import Predictions, RandomState
+from nonlocal_nets.callbacks.run_folder import run_folder
 from nonlocal_nets.cli_errors import Parser, check_configs, debug, fail, one_line_for
 from nonlocal_nets.tasks.weights import check_fit, read
 
@@ -34,7 +35,7 @@ class SaveConfig(SaveConfigCallback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero and isinstance(trainer.checkpoint_callback, ModelCheckpoint):
-            folder = Path(trainer.checkpoint_callback.dirpath or ".").parent
+            folder = run_folder(trainer)
             folder.mkdir(parents=True, exist_ok=True)
             self.parser.save(self.config, str(folder / "config.yaml"), skip_none=False, overwrite=True, multifile=False)
 
