@@ -9,10 +9,12 @@ SOURCE = Path(__file__).parents[1] / "src" / "nonlocal_nets"
 ALLOWED = {
     "nn": {"nn"},
     "data": {"data"},
-    "tasks": {"tasks", "nn"},
+    "checkpoints": {"checkpoints", "nn"},
+    "tasks": {"tasks", "nn", "checkpoints"},
     "callbacks": {"callbacks", "nn"},
-    "cli": {"data", "tasks", "callbacks", "cli_errors"},
-    "cli_errors": set(),
+    "cli": {"data", "tasks", "checkpoints", "callbacks", "cli_errors", "cli_help"},
+    "cli_errors": {"cli_help"},
+    "cli_help": set(),
     "compare": {"cli"},
     "__init__": {"nn"},
 }

@@ -1,14 +1,18 @@
 """Bad input to train.py ends with exit code 2 and one readable line, before anything is trained or written."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 from nonlocal_nets.cli import main
+from nonlocal_nets.data import image_folder
 from nonlocal_nets.nn.backbones.image import LocalConvNet
 
-CONFIG = str(Path(__file__).parents[1] / "configs" / "image" / "cued_digits.yaml")
+ROOT = Path(__file__).parents[1]
+CONFIG = str(ROOT / "configs" / "image" / "cued_digits.yaml")
 
 WORDS = {
     "--model.pairwize=x": "model: ImageClassification: no argument 'pairwize'; nearest: pairwise",
@@ -25,10 +29,14 @@ WORDS = {
     "--model.window=[5,5]": "window (5, 5) does not divide the input's size (12, 12)",
     "--model.blocks={layer9: 1}": "no stage 'layer9' in LocalConvNet; places: layer1",
     "--config=nope.yaml": "no config file 'nope.yaml'",
+    "--model.num_classes=7": "--model.num_classes comes from the data and cannot be set",
+    "--model.class_weights=[1]": "class_weights must be 2 numbers above 0, one a class, got [1.0]",
+    "--model.weights=nope.pt": "no weight file 'nope.pt'; a file, or one of efficientnet_lite0",
 }
 YAMLS = {
     "model:\n  a: [1,\n  b": "bad.yaml, line 3, column 4: expected ',' or ']'",
     "trainer:\n  max_epocs: 3\n": "no key 'trainer.max_epocs'; nearest: --trainer.max_epochs",
+    "model:\n  init_args:\n    input_size: [3, 7, 7]\n": "bad.yaml: model.init_args.input_size comes from the data",
     "model:\n  init_args:\n    pairwize: a\n": "model: ImageClassification: no argument 'pairwize'; nearest: pairwise",
 }
 
@@ -39,11 +47,10 @@ def error_of(capsys, *words):
     assert stop.value.code == 2
     captured = capsys.readouterr()
     assert captured.out == ""
-    lines = [line for line in captured.err.splitlines() if not line.startswith("Seed set to")]
-    assert len(lines) == 1
-    assert ": error: " in lines[0]
+    (line,) = captured.err.splitlines()
+    assert ": error: " in line
     assert not list(Path().iterdir())
-    return lines[0].partition(": error: ")[2]
+    return line.partition(": error: ")[2]
 
 
 @pytest.fixture(autouse=True)
@@ -88,3 +95,72 @@ def checkpoint_error(capsys, path, *words):
         main(["test", "--config", CONFIG, "--id=new", f"--ckpt_path={path}", *words])
     assert stop.value.code == 2
     return capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_process_ends_with_code_2_and_one_line_on_stderr():
+    command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", CONFIG, "--model.lr=-1"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "train.py: error: lr must not be negative, got -1.0\n"
+
+
+@pytest.fixture
+def images(tmp_path):
+    """A folder of images, and the words that train a small network on it."""
+    root = image_folder.fake(tmp_path / "images")["root"]
+    names = ["--data=ImageFolder", f"--data.root={root}", "--data.image_size=16", "--data.batch_size=2", "--id=new"]
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1"]
+    return Path(root), ["--config", CONFIG, *names, *quiet]
+
+
+def fails(capsys, *words):
+    with pytest.raises(SystemExit) as stop:
+        main(list(words))
+    assert stop.value.code == 2
+    return capsys.readouterr().err.splitlines()[-1].partition(": error: ")[2]
+
+
+def test_folders_of_images_that_are_missing_or_empty(images, capsys):
+    root, words = images
+    (root / "train" / "dog").mkdir()
+    assert f"{root}/train: Found no valid file for the classes dog" in fails(capsys, "fit", *words)
+    words = ["fit", *words, f"--data.root={root}/none"]
+    assert (
+        fails(capsys, *words) == f"no folder {root}/none: expected {root}/none/train/<class>/* and {root}/none/val/"
+        f"<class>/*, or {root}/none/<class>/*"
+    )
+    assert not list(Path().iterdir())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_corrupt_image_in_the_middle_of_an_epoch_stops_with_its_path(images, capsys, workers):
+    root, words = images
+    path = root / "train" / "bee" / "3.png"
+    path.write_bytes(path.read_bytes()[:40])
+    message = fails(capsys, "fit", *words, f"--data.num_workers={workers}")
+    assert message.startswith(f"corrupt image {path}: ")
+    assert "Traceback" not in message
+
+
+def test_a_corrupt_image_is_replaced_and_counted_up_to_a_share(images, capsys, caplog):
+    root, words = images
+    for k in (0, 2):
+        (root / "train" / "bee" / f"{k}.jpg").write_bytes(b"none")
+    replace = ["--data.corrupt=replace", "--data.batch_size=3"]  # 15 images: none is dropped
+    message = fails(capsys, "fit", *words, *replace, "--data.max_corrupt=0.1")
+    assert message.startswith(f"corrupt image {root}/train/bee/")
+    assert message.endswith("2 of 15 images so far, more than max_corrupt=0.1")
+    caplog.clear()
+    main(["fit", *words, *replace, "--data.max_corrupt=0.2", "--id=enough"])
+    named = [message for message in caplog.messages if message.startswith("corrupt image")]
+    assert len(named) == 2
+    assert named[1].endswith("replaced by another (2 of 15 images so far)")
+
+
+def test_a_corrupt_image_to_predict(images, capsys):
+    root, words = images
+    path = root / "train" / "bee" / "3.png"
+    path.write_bytes(b"none")
+    quiet = "--trainer.enable_progress_bar=false"
+    message = fails(capsys, "predict", *words[:7], quiet, f"--data.path={path}")
+    assert message.startswith(f"corrupt image {path}: ")

@@ -1,23 +1,59 @@
-"""Every yaml in configs/ is a run: it opens with its header, and trains, saves and tests on a few samples."""
+"""Every yaml in configs/ does what it is for: experiments train, save and test on a few samples, overlays change it."""
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+import nonlocal_nets.data
 from nonlocal_nets.cli import main
 
 ROOT = Path(__file__).parents[1]
-EXPERIMENTS = sorted((ROOT / "configs").glob("*/*.yaml"))
+OVERLAYS = {path.stem: path for path in sorted((ROOT / "configs" / "trainer").glob("*.yaml"))}
+DATA = sorted((ROOT / "configs" / "data").glob("*.yaml"))
+EXPERIMENTS = [
+    path for path in sorted((ROOT / "configs").glob("*/*.yaml")) if path.parent.name not in ("trainer", "data")
+]
+FIRST = ROOT / "configs" / "image" / "cued_digits.yaml"
+SMALL = [
+    "--trainer.accelerator=cpu",
+    "--trainer.max_epochs=1",
+    "--trainer.limit_train_batches=2",
+    "--trainer.limit_val_batches=1",
+    "--trainer.limit_test_batches=1",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+]
 
 
 def relative(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-def test_there_are_experiments():
+def few_samples(path: Path, folder: Path) -> list[str]:
+    """Words that put a few samples in the data set's own format in place of the data of a config."""
+    data = yaml.safe_load(path.read_text())["data"]
+    module = sys.modules[getattr(nonlocal_nets.data, data["class_path"].rpartition(".")[2]).__module__]
+    arguments = module.fake(folder) if hasattr(module, "fake") else {}
+    words = [f"--data.{name}={value}" for name, value in arguments.items()]
+    sizes = [f"--data.image_size={min(size, 64)}" for size in [data["init_args"].get("image_size")] if size]
+    return [*words, *sizes, "--data.batch_size=4", "--data.num_workers=0"]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_there_are_configs_of_each_kind():
     assert EXPERIMENTS
+    assert DATA
+    assert OVERLAYS
+    assert {relative(path).split("/")[1] for path in ROOT.glob("configs/**/*.yaml")} == {"data", "image", "trainer"}
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=relative)
@@ -28,13 +64,60 @@ def test_header_names_source_command_time_and_number(path):
     assert f"python train.py fit --config {relative(path)}" in header
 
 
+@pytest.mark.parametrize("path", [*DATA, *OVERLAYS.values()], ids=relative)
+def test_header_of_an_overlay_shows_its_command(path):
+    header = re.match(r"(#.*\n)+", path.read_text())[0]
+    assert f"train.py fit --config <experiment> --config {relative(path)}" in header
+
+
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=relative)
-def test_experiment_trains_and_tests(path, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    batches = [f"--trainer.limit_{stage}_batches={count}" for stage, count in (("train", 2), ("val", 1), ("test", 1))]
-    small = ["--data.batch_size=4", "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1", *batches]
-    cli = main(["fit", "--config", str(path), "--id=try", "--trainer.enable_progress_bar=false", *small])
+def test_experiment_trains_and_tests(path, tmp_path):
+    words = [*SMALL, *few_samples(path, tmp_path / "data")]
+    cli = main(["fit", "--config", str(path), "--id=try", *words])
     assert cli.trainer.global_step == 2
     main(["test", "--config", str(cli.run_folder / "config.yaml"), "--ckpt_path=last"])
     checkpoint = torch.load(cli.run_folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert any(".non_local." in name for name in checkpoint["state_dict"])
+
+
+@pytest.mark.parametrize("path", DATA, ids=relative)
+def test_any_data_set_in_place_of_an_experiments(path, tmp_path):
+    words = [*SMALL, *few_samples(path, tmp_path / "data")]
+    cli = main(["fit", "--config", str(FIRST), "--config", str(path), *words])
+    assert type(cli.datamodule).__name__ == yaml.safe_load(path.read_text())["data"]["class_path"]
+    assert cli.trainer.global_step == 2
+    model = cli.model.hparams
+    assert (model.num_classes, model.input_size) == (cli.datamodule.num_classes, cli.datamodule.input_size)
+
+
+def test_debug_runs_a_few_batches(tmp_path):
+    cli = main(
+        ["fit", "--config", str(FIRST), "--config", str(OVERLAYS["debug"]), "--trainer.enable_progress_bar=false"]
+    )
+    assert (cli.trainer.global_step, cli.words.project) == (3, "debug")
+
+
+def test_trainer_overlays_choose_the_hardware(capsys):
+    for name, accelerator, precision in (("cpu", "cpu", "32-true"), ("gpu", "gpu", "bf16-mixed")):
+        with pytest.raises(SystemExit):
+            main(["fit", "--config", str(FIRST), "--config", str(OVERLAYS[name]), "--print_config"])
+        trainer = yaml.safe_load(capsys.readouterr().out)["trainer"]
+        assert (trainer["accelerator"], trainer["devices"], trainer["precision"]) == (accelerator, 1, precision)
+        assert trainer["max_epochs"] == 4, "the experiment's"
+
+
+def test_wandb_is_one_overlay(capsys):
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(FIRST), "--config", str(OVERLAYS["wandb"]), "--print_config"])
+    (logger,) = yaml.safe_load(capsys.readouterr().out)["trainer"]["logger"]
+    assert logger["class_path"] == "pytorch_lightning.loggers.WandbLogger"
+
+
+def test_an_overlay_adds_callbacks_where_it_says_so(tmp_path):
+    for mark, expected in (("+", ["AttentionMaps", "ConfusionMatrix"]), ("", ["ConfusionMatrix"])):
+        overlay = tmp_path / "overlay.yaml"
+        overlay.write_text(f"trainer:\n  callbacks{mark}:\n    - class_path: ConfusionMatrix\n")
+        cli = main(["fit", "--config", str(FIRST), "--config", str(overlay), *SMALL, "--data.batch_size=4"])
+        names = [type(callback).__name__ for callback in cli.trainer.callbacks]
+        assert [name for name in names if name in ("AttentionMaps", "ConfusionMatrix")] == expected
+        assert {"RandomState", "Predictions", "Summary", "ModelCheckpoint"} <= set(names), "always on"

@@ -16,8 +16,8 @@ def fitted(tmp_path, monkeypatch):
     words += ["--data.image_size=16", "--data.batch_size=2", "--model.backbone=local_convnet", "--model.blocks=layer3"]
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu"]
     few = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
-    sizes = ["--model.input_size=[3, 16, 16]", "--project=folder", "--id=try"]
-    return main(["fit", "--data=ImageFolder", "--model=ImageClassification", *words, *quiet, *few, *sizes])
+    names = ["--project=folder", "--id=try"]
+    return main(["fit", "--data=ImageFolder", "--model=ImageClassification", *words, *quiet, *few, *names])
 
 
 def test_predict_a_folder(fitted, tmp_path):

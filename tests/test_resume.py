@@ -9,17 +9,17 @@ import pytest
 import torch
 
 from nonlocal_nets.cli import main
+from nonlocal_nets.data import image_folder
 
 CONFIG = str(Path(__file__).parents[1] / "configs" / "image" / "cued_digits.yaml")
 WORDS = [
     "--config",
     CONFIG,
     "--data.batch_size=4",
-    "--data.train_samples=24",
     "--data.num_workers=2",
-    "--model.mixup=0.3",
     "--model.label_smoothing=0.1",
     "--trainer.max_epochs=3",
+    "--trainer.limit_train_batches=6",
     "--trainer.limit_val_batches=1",
     "--trainer.log_every_n_steps=1",
     "--trainer.enable_progress_bar=false",
@@ -42,15 +42,27 @@ cli.main(sys.argv[1:])
 """
 
 
+def cued_digits(folder):
+    return ["--data.train_samples=24", "--model.mixup=0.3"]
+
+
+def augmented_images(folder):
+    """Random crops and mirrors, drawn in the workers."""
+    fake = [f"--data.{name}={value}" for name, value in image_folder.fake(folder).items()]
+    return ["--data=ImageFolder", *fake, "--data.image_size=16", "--data.batch_size=2", "--data.scale=[0.3, 1.0]"]
+
+
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # it should, on a resume
-def test_killed_and_resumed_is_bit_identical(tmp_path, monkeypatch):
+@pytest.mark.parametrize("data", [cued_digits, augmented_images])
+def test_killed_and_resumed_is_bit_identical(tmp_path, monkeypatch, data):
     monkeypatch.chdir(tmp_path)
-    whole = main(["fit", *WORDS, "--id=whole"])
-    killed = subprocess.run([sys.executable, "-c", KILL, "fit", *WORDS, "--id=killed"], capture_output=True)
+    words = [*WORDS, *data(tmp_path / "data")]
+    whole = main(["fit", *words, "--id=whole"])
+    killed = subprocess.run([sys.executable, "-c", KILL, "fit", *words, "--id=killed"], capture_output=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
     before = torch.load("runs/cued_digits/killed/checkpoints/last.ckpt", weights_only=True)
     assert before["global_step"] == 6, "the end of the first epoch"
-    resumed = main(["fit", *WORDS, "--id=killed", "--ckpt_path=last"])
+    resumed = main(["fit", *words, "--id=killed", "--ckpt_path=last"])
     assert resumed.trainer.global_step == whole.trainer.global_step == 18
     ours, theirs = whole.model.state_dict(), resumed.model.state_dict()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []

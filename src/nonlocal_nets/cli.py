@@ -1,5 +1,7 @@
 """The command line: LightningCLI with one folder a run, which holds all that is needed to repeat it."""
 
+import itertools
+import logging
 import os
 import sys
 import time
@@ -9,26 +11,33 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import yaml
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
-import nonlocal_nets.data
-import nonlocal_nets.tasks  # noqa: F401  # both: so that `class_path` may be the bare name of a class
-from nonlocal_nets.callbacks import Predictions, RandomState
+import nonlocal_nets.tasks  # noqa: F401  # with data and callbacks: so that `class_path` may be a bare name
+from nonlocal_nets.callbacks import Predictions, RandomState, Summary
 from nonlocal_nets.callbacks.run_folder import run_folder
-from nonlocal_nets.cli_errors import Parser, check_configs, debug, fail, one_line_for
-from nonlocal_nets.tasks.weights import check_fit, read
+from nonlocal_nets.checkpoints import check_fit, read
+from nonlocal_nets.cli_errors import FROM_DATA, Parser, check_words, debug, fail, one_line_for
+from nonlocal_nets.cli_help import TITLES
+from nonlocal_nets.data import CorruptImageError
 
 RUNS = Path("runs")
 
 # Lightning 2.6.6 on torch >= 2.13 warns of itself at every start: utilities/_pytree.py still makes a LeafSpec.
 warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated", category=FutureWarning)
+# And it advertises a cloud service.
+logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: " Tip: " not in record.getMessage())
 
 
 class SaveConfig(SaveConfigCallback):
-    """Writes the resolved config beside the checkpoints when training starts (Lightning would follow the logger)."""
+    """Writes the resolved config beside the checkpoints when training starts (Lightning would follow the logger).
+
+    wandb, which compares runs by their configs, gets it too.
+    """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         pass
@@ -38,16 +47,21 @@ class SaveConfig(SaveConfigCallback):
             folder = run_folder(trainer)
             folder.mkdir(parents=True, exist_ok=True)
             self.parser.save(self.config, str(folder / "config.yaml"), skip_none=False, overwrite=True, multifile=False)
+            for logger in trainer.loggers:
+                if isinstance(logger, WandbLogger):
+                    logger.log_hyperparams(yaml.safe_load((folder / "config.yaml").read_text()))
 
 
 class NonLocalCLI(LightningCLI):
     """`fit`, `validate`, `test` and `predict` of any task on any data module."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--project", default="default", help="The run's folder is runs/<project>/<id>.")
+        parser.add_argument("--project", type=str, default="default", help="The run's folder is runs/<project>/<id>.")
         help_id = "Name of the run; default: $SLURM_JOB_ID, or the time. The same id goes on in the same folder."
         parser.add_argument("--id", type=str | None, default=None, help=help_id)
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        for name, title in TITLES.items():
+            parser.groups[name].title = title  # type: ignore[index]
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/accuracy",
@@ -57,18 +71,37 @@ class NonLocalCLI(LightningCLI):
                 "checkpoint.auto_insert_metric_name": False,  # "val/accuracy" in a file name would be a folder
             }
         )
-        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+        for name in FROM_DATA:
+            parser.link_arguments(f"data.{name}", f"model.init_args.{name}", apply_on="instantiate")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Without Lightning's warning where `main` is called from Python: what is given there is the whole command."""
         self.config = parser.parse_args(args)
+
+    def _set_seed(self) -> None:
+        """Without Lightning's line on stderr, which would stand before an error's; the config has the seed."""
+        seed = self.words.seed_everything
+        if seed is not False:
+            seed = pl.seed_everything(None if seed is True else seed, workers=True, verbose=False)
+            self.words.seed_everything = seed
 
     def _parse_ckpt_path(self) -> None:
         """Lightning lets the checkpoint's hyper-parameters beat the command line here. The command line decides."""
 
     def before_instantiate_classes(self) -> None:
         if self.words.id is None:
-            self.words.id = os.environ.get("SLURM_JOB_ID") or time.strftime("%Y%m%d-%H%M%S")
+            self.words.id = os.environ.get("SLURM_JOB_ID") or unused_id(RUNS / self.words.project)
+        given = self.words.trainer.logger
+        for logger in given if isinstance(given, list) else [given]:
+            if str(getattr(logger, "class_path", "")).endswith(".WandbLogger"):
+                self.place_wandb(logger.init_args)
+
+    def place_wandb(self, words: Any) -> None:
+        """Of what the user left open: the same project and id as here, and the files in the run's folder."""
+        self.run_folder.mkdir(parents=True, exist_ok=True)  # or wandb goes elsewhere
+        for name, value in {"project": self.words.project, "id": self.words.id, "save_dir": self.run_folder}.items():
+            if words.get(name) in (None, "."):
+                words[name] = str(value)
 
     def instantiate_classes(self) -> None:
         """A value that a model, a data module or the trainer refuses is the user's to mend: one line, no traceback."""
@@ -90,6 +123,15 @@ class NonLocalCLI(LightningCLI):
 
     before_fit = before_validate = before_test = before_predict = check_checkpoint
 
+    def finish_wandb(self) -> None:
+        """The run ends with the command, not with the process: the next command in it is another run."""
+        if any(isinstance(logger, WandbLogger) for logger in self.trainer.loggers):
+            import wandb
+
+            wandb.finish()
+
+    after_fit = after_validate = after_test = after_predict = finish_wandb
+
     @property
     def words(self) -> Any:
         """The resolved config of the command, fit or test."""
@@ -101,19 +143,25 @@ class NonLocalCLI(LightningCLI):
         return RUNS / str(self.words.project) / str(self.words.id)
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """With our loggers where none is asked for, and checkpoints in the run's folder."""
-        config = self.words
-        if config.trainer.logger is None or config.trainer.logger is True:
+        """With checkpoints and two loggers in the run's folder; what `--trainer.logger` names comes on top of these."""
+        given = self.config_init[str(self.subcommand)].trainer.logger
+        if given is not False:
+            others = [] if given in (None, True) else given if isinstance(given, list) else [given]
             # the CSV logger gets a folder a start, for it would delete the rows of the one before
-            kwargs["logger"] = [
-                TensorBoardLogger(RUNS, name=config.project, version=config.id),
-                CSVLogger(self.run_folder, name="csv"),
-            ]
+            csv = CSVLogger(self.run_folder, name="csv")
+            kwargs["logger"] = [TensorBoardLogger(RUNS, name=self.words.project, version=self.words.id), csv, *others]
         trainer = super().instantiate_trainer(**kwargs)
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(self.run_folder / "checkpoints")
         return trainer
+
+
+def unused_id(project: Path) -> str:
+    """The time, and a number where another run began in the same second."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    ids = (stamp if k == 1 else f"{stamp}-{k}" for k in itertools.count(1))
+    return next(name for name in ids if not (project / name).exists())
 
 
 def main(args: list[str] | None = None) -> NonLocalCLI:
@@ -125,16 +173,17 @@ def main(args: list[str] | None = None) -> NonLocalCLI:
         raise SystemExit(0)
     if debug():
         os.environ["JSONARGPARSE_DEBUG"] = "true"  # jsonargparse takes no 1
-    check_configs(words)
-    return NonLocalCLI(
-        pl.LightningModule,
-        pl.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=SaveConfig,
-        seed_everything_default=0,
-        parser_class=Parser,
-        trainer_defaults={"callbacks": [RandomState(), Predictions()]},
-        auto_configure_optimizers=False,
-        args=words,
-    )
+    check_words(words)
+    with one_line_for(CorruptImageError):  # met in the middle of a run
+        return NonLocalCLI(
+            pl.LightningModule,
+            pl.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveConfig,
+            seed_everything_default=0,
+            parser_class=Parser,
+            trainer_defaults={"callbacks": [RandomState(), Predictions(), Summary()]},
+            auto_configure_optimizers=False,
+            args=words,
+        )

@@ -15,6 +15,11 @@ from typing import Any, NoReturn
 import yaml
 from pytorch_lightning.cli import LightningArgumentParser
 
+from nonlocal_nets.cli_help import Help
+
+# Arguments of the model that only the data can know: linked, so that jsonargparse would drop what a user sets.
+FROM_DATA = ("num_classes", "input_size")
+
 # What a line of a message becomes: nothing where it says nothing to a user.
 REWRITE = [
     (r"(Does not validate against any|Subtypes:|Errors:|Given value).*", ""),
@@ -82,7 +87,10 @@ def _arguments(class_paths: list[str]) -> list[str]:
 
 
 class Parser(LightningArgumentParser):
-    """A parser that ends with one line and exit code 2; JSONARGPARSE_DEBUG=1 shows all there is."""
+    """A parser with a help to read, that ends with one line and exit code 2; JSONARGPARSE_DEBUG=1 shows all of it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"formatter_class": Help} | kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if debug() or not self.exit_on_error:
@@ -99,21 +107,37 @@ def one_line_for(*errors: type[Exception]) -> Iterator[None]:
     except errors as error:
         if debug():
             raise
-        fail(readable(str(error)))
+        message = str(error)
+        if "Original Traceback" in message:  # a worker's: the traceback, and last "path.of.TheError: what it says"
+            message = message.splitlines()[-1].partition(": ")[2]
+        fail(readable(message))
 
 
-def check_configs(words: list[str]) -> None:
-    """Say the file, line and column of a config that does not parse, or that is not there."""
+def check_words(words: list[str]) -> None:
+    """Refuse what the parser passes over or says less well: configs that are not there or do not parse, linked values.
+
+    The message names file, line and column of what does not parse.
+    """
     for word, following in zip(words, [*words[1:], ""], strict=True):
         option, _, given = word.partition("=")
-        if option not in ("--config", "-c"):
-            continue
-        path = Path(given or following)
-        if not path.is_file():
-            fail(f"no config file {str(path)!r}")
-        try:
-            yaml.safe_load(path.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            mark: Any = getattr(error, "problem_mark", None)
-            where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
-            fail(f"{where}: {getattr(error, 'problem', None) or error}")
+        name = option.removeprefix("--model.").removeprefix("init_args.")
+        if option.startswith("--model.") and name in FROM_DATA:
+            fail(f"{option} comes from the data and cannot be set")
+        if option in ("--config", "-c"):
+            _check_config(Path(given or following))
+
+
+def _check_config(path: Path) -> None:
+    if not path.is_file():
+        fail(f"no config file {str(path)!r}")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark: Any = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
+        fail(f"{where}: {getattr(error, 'problem', None) or error}")
+    model = content.get("model") if isinstance(content, dict) else None
+    arguments = model.get("init_args") if isinstance(model, dict) else None
+    for name in FROM_DATA:
+        if isinstance(arguments, dict) and name in arguments:
+            fail(f"{path}: model.init_args.{name} comes from the data and cannot be set")

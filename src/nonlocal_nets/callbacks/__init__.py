@@ -4,5 +4,6 @@ from nonlocal_nets.callbacks.attention_maps import AttentionMaps
 from nonlocal_nets.callbacks.confusion_matrix import ConfusionMatrix
 from nonlocal_nets.callbacks.predictions import Predictions
 from nonlocal_nets.callbacks.random_state import RandomState
+from nonlocal_nets.callbacks.summary import Summary
 
-__all__ = ["AttentionMaps", "ConfusionMatrix", "Predictions", "RandomState"]
+__all__ = ["AttentionMaps", "ConfusionMatrix", "Predictions", "RandomState", "Summary"]

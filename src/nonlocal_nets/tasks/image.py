@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from nonlocal_nets.checkpoints import load_weights
 from nonlocal_nets.nn import insert
 from nonlocal_nets.nn.backbones.image import classifier_name, image_backbone
 from nonlocal_nets.tasks.base import Task
 from nonlocal_nets.tasks.optimisation import Optimisation
-from nonlocal_nets.tasks.weights import load_weights
 
 
 class ImageClassification(Task):
@@ -21,7 +21,8 @@ class ImageClassification(Task):
     Args:
         num_classes: number of classes; on the command line it comes from the data.
         backbone: "local_convnet", or any timm model with (B, C, H, W) features, such as "resnet50".
-        input_size: channels, height and width of an image; tells the blocks' places their sizes.
+        input_size: channels, height and width of an image, pixels; tells the blocks' places their sizes. On the command
+            line it comes from the data.
         blocks: where the blocks go: "none", a preset ("paper-1", "paper-5", "paper-10"), a module's name or several,
             or how many go into which stage, as in {layer2: 2, layer3: 3}.
         pairwise: f: "gaussian", "embedded_gaussian", "dot_product" or "concatenation".
@@ -31,16 +32,18 @@ class ImageClassification(Task):
         pool_position: "input" or "embedding": before or after phi and g.
         window: attend within windows of this many positions, an int or one per axis (null: the whole axis).
         norm: after W_z: "batch", "layer" or "none".
-        weights: a checkpoint of ours or a file with a state dict to start from; the classifier may differ, and blocks
-            may be absent there. null: random.
+        weights: to start from: a checkpoint of ours, a file with a state dict, or "efficientnet_lite0", ImageNet's of
+            the package that ships them; the classifier may differ, and blocks may be absent there. null: random.
+        channels_last: memory layout of the convolutions; on a CPU often twice as fast. Figures differ by rounding.
         lr: the highest learning rate.
-        weight_decay: of the weights; of norms and biases too if decay_all.
+        weight_decay: decay of the weights a step, as a share of lr; of norms and biases too if decay_all.
         warmup_steps: optimiser steps over which lr rises from 0.
         optimizer: "adamw" or "sgd" (Nesterov).
-        momentum: sgd's.
+        momentum: of sgd, in [0, 1).
         decay_all: whether norms and biases decay as well.
         schedule: "cosine", to 0 at the end of the run, or "step", times 0.1 at each of milestones.
         milestones: optimiser steps of the step schedule.
+        class_weights: of the loss, one a class, for classes of unequal size; null: all 1.
         label_smoothing: share of a label that is spread over all classes, in [0, 1).
         mixup: alpha of mixup (timm's), 0 for none.
     """
@@ -59,6 +62,7 @@ class ImageClassification(Task):
         window: int | list[int | None] | None = None,
         norm: str = "batch",
         weights: str | None = None,
+        channels_last: bool = False,
         lr: float = 1e-3,
         weight_decay: float = 1e-4,
         warmup_steps: int = 100,
@@ -67,6 +71,7 @@ class ImageClassification(Task):
         decay_all: bool = True,
         schedule: str = "cosine",
         milestones: Sequence[int] = (),
+        class_weights: list[float] | None = None,
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
     ) -> None:
@@ -74,6 +79,8 @@ class ImageClassification(Task):
             raise ValueError(
                 f"label_smoothing must be in [0, 1) and mixup not negative, got {label_smoothing}, {mixup}"
             )
+        if class_weights is not None and (len(class_weights) != num_classes or min(class_weights) <= 0):
+            raise ValueError(f"class_weights must be {num_classes} numbers above 0, one a class, got {class_weights}")
         optimisation = Optimisation(
             lr, weight_decay, warmup_steps, optimizer, momentum, decay_all, schedule, tuple(milestones)
         )
@@ -85,9 +92,12 @@ class ImageClassification(Task):
             report = str(insert(network, blocks, example=torch.zeros(1, *input_size), **block, **keys))
         if weights is not None:
             report += "\n" + load_weights(network, weights, classifier_name(network))
-        super().__init__(
-            network, nn.CrossEntropyLoss(label_smoothing=label_smoothing), _metrics(num_classes), optimisation, report
-        )
+        if channels_last:  # of the network only: its convolutions bring their inputs into the layout of their weights
+            network.to(memory_format=torch.channels_last)
+        loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        if class_weights is not None:  # not in the checkpoints: they are of the config
+            loss.register_buffer("weight", torch.tensor(class_weights), persistent=False)
+        super().__init__(network, loss, _metrics(num_classes), optimisation, report)
         self.save_hyperparameters()
         self.mixup: Any = None
         if mixup:

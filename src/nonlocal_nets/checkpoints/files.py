@@ -7,18 +7,22 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from nonlocal_nets.checkpoints import efficientnet_lite0
 from nonlocal_nets.nn import blocks
+
+SHIPPED = {"efficientnet_lite0": efficientnet_lite0.state_dict}  # weights that a package ships, by name
 
 
 def load_weights(network: nn.Module, path: str | Path, classifier: str) -> str:
-    """Load a state dict into `network`, and say what was left as it was.
+    """Load weights into `network`, and say what was left as it was.
 
-    Two things may be absent or differ: the classifier, which is then left as it is, and the non-local blocks, so that a
-    non-local network can start from its own baseline.
+    Two things may be absent or differ: the non-local blocks, which are then left as they are, so that a non-local
+    network can start from its own baseline; and the classifier, which then starts at zero, as in BiT (Kolesnikov et
+    al., ECCV 2020): the random one of some networks is so large that it spoils the features before it has learnt.
 
     Args:
         network: the network, blocks included.
-        path: a checkpoint of ours, or a file with a state dict, by torch.save or safetensors.
+        path: a checkpoint of ours, a file with a state dict, by torch.save or safetensors, or a name in SHIPPED.
         classifier: the name of the last layer.
 
     Raises:
@@ -32,6 +36,9 @@ def load_weights(network: nn.Module, path: str | Path, classifier: str) -> str:
     given = {name: value for name, value in given.items() if name not in left and not _foreign(name, ours, classifier)}
     check_fit(given, {name: value for name, value in ours.items() if name not in left}, path)
     network.load_state_dict(ours | given)
+    for name, parameter in network.get_submodule(classifier).named_parameters():
+        if f"{classifier}.{name}" in left:
+            nn.init.zeros_(parameter)
     parts = [prefix[:-1] for prefix in free if any(name.startswith(prefix) for name in left)]
     return f"weights of {path}" + (f", but for {', '.join(parts)}" if parts else "")
 
@@ -51,10 +58,12 @@ def check_fit(given: Mapping[str, Tensor], ours: Mapping[str, Tensor], path: str
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
-    """The state dict of a checkpoint or of a weight file; a ValueError says why a file has none."""
+    """The state dict of a checkpoint, of a weight file or of a name in SHIPPED; a ValueError says why there is none."""
+    if path in SHIPPED:
+        return SHIPPED[str(path)]()
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"no weight file {str(path)!r}")
+        raise ValueError(f"no weight file {str(path)!r}; a file, or one of {', '.join(SHIPPED)}")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file

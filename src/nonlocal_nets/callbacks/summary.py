@@ -1,0 +1,64 @@
+"""What came out of a run, how long it took, and where everything is."""
+
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_info
+
+from nonlocal_nets.callbacks.run_folder import run_folder
+
+
+class Summary(pl.Callback):
+    """Says at the end of fit, validate and test: the figures, the best checkpoint, the time, and the run's folder.
+
+    The samples a second of a fit are those of training, all processes together, without the time of validation.
+    """
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.started = self.evaluation_started = time.monotonic()
+        self.evaluating, self.samples = 0.0, 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.training_started, self.evaluating = time.monotonic(), 0.0
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.samples += len(batch[0]) * trainer.world_size
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.evaluation_started = time.monotonic()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.evaluating += time.monotonic() - self.evaluation_started
+        if trainer.state.fn == TrainerFn.VALIDATING:
+            say(trainer, self.lines(trainer, "val"))
+
+    def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        say(trainer, self.lines(trainer, "test"))
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        training = time.monotonic() - self.training_started - self.evaluating
+        lines = self.lines(trainer, "val")
+        lines["speed"] = f"{self.samples / training:.1f} samples/s in training ({self.samples} samples)"
+        checkpoint = trainer.checkpoint_callback
+        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_score is not None:
+            best = f"{checkpoint.monitor} {checkpoint.best_model_score:.4f}"
+            lines["best"] = f"{best}: {checkpoint.best_model_path}"
+        say(trainer, lines)
+
+    def lines(self, trainer: pl.Trainer, stage: str) -> dict[str, str]:
+        """Figures of a stage and wall time since set-up."""
+        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        figures = [f"{name} {value:.4f}" for name, value in metrics.items() if name.startswith(f"{stage}/")]
+        minutes, seconds = divmod(round(time.monotonic() - self.started), 60)
+        return {"figures": ", ".join(figures) or "none", "time": f"{minutes} min {seconds} s"}
+
+
+def say(trainer: pl.Trainer, lines: dict[str, str]) -> None:
+    """Print the lines and the run's folder, once in a distributed run."""
+    lines["folder"] = str(run_folder(trainer))
+    rank_zero_info("\n".join(f"{name:8}{text}" for name, text in lines.items()))

@@ -1,0 +1,6 @@
+"""Weights from elsewhere: files on disk, and one file a source of foreign weights, which renames and refuses."""
+
+from nonlocal_nets.checkpoints import efficientnet_lite0
+from nonlocal_nets.checkpoints.files import check_fit, load_weights, read
+
+__all__ = ["check_fit", "efficientnet_lite0", "load_weights", "read"]

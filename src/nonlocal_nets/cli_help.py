@@ -1,0 +1,58 @@
+"""The help of train.py: of every argument a sentence or two, its type and its default."""
+
+import re
+from argparse import Action
+
+from jsonargparse import DefaultHelpFormatter
+
+LONGEST = 280  # characters of explanation; Lightning's go on for up to 1,500
+TITLES = {
+    "trainer": "trainer: how it runs, Lightning's Trainer",
+    "model": "model: a task of nonlocal_nets.tasks, or any LightningModule",
+    "data": "data: a data set of nonlocal_nets.data, or any LightningDataModule",
+    "checkpoint": "checkpoint: when to save, Lightning's ModelCheckpoint",
+}
+CLASS = "A class, then its arguments, --{0}.<argument>=<value>; --{0}.help CLASS lists them"
+OURS = {  # where the command line does something else than Lightning's documentation says
+    "model": f"{CLASS.format('model')}.",
+    "data": f"{CLASS.format('data')}.",
+    "checkpoint.dirpath": "Folder of the checkpoints; null: runs/<project>/<id>/checkpoints.",
+    "trainer.logger": "What records besides TensorBoard and CSV in the run's folder, as WandbLogger; false: nothing.",
+    "ckpt_path": 'A checkpoint to go on from, or "last", the run\'s own. The command line decides, not the checkpoint.',
+}
+
+
+class Help(DefaultHelpFormatter):
+    """jsonargparse's help, cut to what can be read in a terminal: plain words, whole sentences, bare class names."""
+
+    def add_usage(self, usage: str | None, *args: object, **kwargs: object) -> None:
+        """One line; the arguments follow anyway."""
+        prog = re.sub(r" \[.*\]", "", self._prog)
+        super().add_usage(usage or f"{prog} [--config FILE] [--<argument>=<value> ...]", *args, **kwargs)  # type: ignore[arg-type]
+
+    def _get_help_string(self, action: Action) -> str:
+        given, whole = action.help or "", super()._get_help_string(action)
+        if not whole.startswith(given):  # --help itself
+            return whole
+        text, default = explain(OURS.get(action.dest, given))
+        types = whole.removeprefix(given)
+        if (
+            default not in (None, "None") and action.default is None
+        ):  # Lightning writes None for "whatever my documentation says"
+            types = types.replace("default: %(default)s", f"default: {default}")
+        return text + re.sub(r"\b(?:[a-z_]+\.)+(?=[A-Z])", "", types)
+
+
+def explain(text: str) -> tuple[str, str | None]:
+    """The first sentences of a documentation, without its markup, and the default that it names."""
+    text = re.sub(r":\w+:`~?(?:[\w.]+\.)?(\w+)`", r"\1", " ".join(text.split()))
+    text = re.sub(r"``?([^`]*)``?", r"\1", text)
+    named = re.search(r"(?:^|(?<=[.)] ))Default: (\S+?)\.?(?: |$)", text)
+    text = text.replace(named[0], "") if named else text
+    sentences = re.split(r"(?<=[a-z0-9)\"'\]]\.) +(?=[A-Z])", text.strip())
+    kept = sentences[0]
+    for sentence in sentences[1:]:
+        if len(kept) + len(sentence) >= LONGEST:
+            break
+        kept += f" {sentence}"
+    return kept, named[1].strip("'\"") if named else None
