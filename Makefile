@@ -2,20 +2,25 @@
 PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv
-COMPARE := $(BIN)/python -m nonlocal_nets.compare configs/image/cued_digits.yaml
+COMPARE := $(BIN)/python -m nonlocal_nets.compare
+QUIET := --trainer.enable_progress_bar=false --trainer.enable_model_summary=false
 
-.PHONY: demo results test test-all check format lock
+.PHONY: demo results transfer test test-all check format bench lock
 
 demo: .venv/installed  ## train, test, compare with the same network without the block, draw a picture
-	$(COMPARE) --variant "with the block:" --variant "without: --model.blocks=none"
+	$(COMPARE) configs/image/cued_digits.yaml --variant "with the block:" --variant "without: --model.blocks=none"
 
 results: .venv/installed  ## the README's first table: 5 seeds, each pairwise function
-	$(COMPARE) --seeds 5 --variant "no block: --model.blocks=none" \
+	$(COMPARE) configs/image/cued_digits.yaml --seeds 5 --variant "no block: --model.blocks=none" \
 	  --variant "Gaussian: --model.pairwise=gaussian" \
 	  --variant "embedded Gaussian: --model.pairwise=embedded_gaussian" \
 	  --variant "dot product: --model.pairwise=dot_product" \
 	  --variant "concatenation: --model.pairwise=concatenation" \
-	  -- --trainer.enable_progress_bar=false --trainer.enable_model_summary=false
+	  -- $(QUIET)
+
+transfer: .venv/installed  ## the README's second table: ImageNet's weights fine-tuned on solar cells, 3 seeds
+	$(COMPARE) configs/image/elpv.yaml --seeds 3 --metric test/balanced_accuracy \
+	  --variant "no block: --model.blocks=none" --variant "two blocks:" -- $(QUIET)
 
 test: .venv/installed  ## the fast tests
 	$(BIN)/python -m pytest -m "not slow"
@@ -32,9 +37,15 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+bench: .venv/bench  ## the tables of benchmarks/README.md, half an hour or so
+	$(BIN)/python -m benchmarks
+
+COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra dev \
+  --no-emit-index-url --no-header --no-annotate pyproject.toml
+
 lock: .venv/installed  ## the newest versions that pyproject.toml admits, for all platforms
-	$(UV) pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --extra dev \
-	  --no-emit-index-url --no-header --no-annotate pyproject.toml --output-file constraints.txt
+	$(COMPILE) --upgrade --output-file constraints.txt
+	$(COMPILE) --upgrade --extra bench --constraint constraints.txt --output-file benchmarks/constraints.txt
 
 .venv/installed: constraints.txt pyproject.toml
 	$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('Python 3.11 or newer is needed (make PYTHON=...), this is ' + sys.version)"
@@ -42,4 +53,8 @@ lock: .venv/installed  ## the newest versions that pyproject.toml admits, for al
 	$(BIN)/python -m pip install --quiet "$$(grep -o '^uv==[0-9.]*' constraints.txt)"
 	$(UV) pip install --quiet --python $(BIN)/python --require-hashes --requirement constraints.txt
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --editable .
+	touch $@
+
+.venv/bench: .venv/installed benchmarks/constraints.txt
+	$(UV) pip install --quiet --python $(BIN)/python --require-hashes --requirement benchmarks/constraints.txt
 	touch $@

@@ -5,7 +5,9 @@
     python train.py fit      --config configs/image/cued_digits.yaml --model.blocks=none
     python train.py fit      --config runs/<project>/<id>/config.yaml --ckpt_path=last     go on with it
     python train.py test     --config runs/<project>/<id>/config.yaml --ckpt_path=last
-    python train.py fit      --help
+    python train.py predict  --config runs/<project>/<id>/config.yaml --ckpt_path=last --data.path=<file or folder>
+    python train.py fit      --config configs/image/cued_digits.yaml --config configs/data/elpv.yaml
+    python train.py fit      --help                                    and --model.help=ImageClassification
 
 Whatever stands in a config can be given on the command line, which wins. A run's folder, runs/<project>/<id>, holds its
 resolved config, its checkpoints, its logs (TensorBoard and CSV) and its pictures.

@@ -152,12 +152,14 @@ def reference(
 
 
 def choose_form(pairwise: str, n: int, m: int, d: int, v: int) -> str:
-    """The cheaper exact form for n queries, m keys, and widths d and v.
+    """The cheaper exact form for n queries, m keys, and widths d and v; in an export, one that holds for any n and m.
 
     By multiply-adds for the dot product; the two constants are where both forms took the same time, forward and
     backward, on a Xeon core in float32.
     """
     exact, materialised = FORMS[pairwise]
+    if torch.compiler.is_exporting():  # sizes are symbols there; and the sorted form has a backward of its own
+        return materialised if pairwise == "concatenation" else exact
     if pairwise == "dot_product":
         cheaper = n * m * (d + v) > (n + m) * d * v
     elif pairwise == "concatenation":

@@ -1,0 +1,113 @@
+"""Side by side in one run: contestants in turn, so that only neighbours in time are compared, and peak memory each alone.
+
+A machine that is shared changes its speed within minutes. So a ratio is taken of two calls of the same round, and what is
+printed is the median over the rounds, with the first and third quartile.
+"""
+
+import multiprocessing
+import random
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+Call = Callable[[Tensor], Any]
+
+
+class Ratio(NamedTuple):
+    """Of the times of two contestants, round by round: quartiles."""
+
+    low: float
+    median: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ({self.low:.2f} to {self.high:.2f})"
+
+
+def forward(module: Call) -> Call:
+    """A call without a gradient."""
+    return torch.no_grad()(module)
+
+
+def training(module: Call) -> Call:
+    """Forward and backward, to the input and to all parameters."""
+
+    def step(x: Tensor) -> None:
+        for parameter in getattr(module, "parameters", list)():
+            parameter.grad = None
+        module(x.requires_grad_()).sum().backward()
+
+    return step
+
+
+MODES = {"forward": forward, "forward + backward": training}
+
+
+def in_turn(calls: dict[str, Call], shape: tuple[int, ...], seconds: float, least: int = 5) -> dict[str, list[float]]:
+    """Times in seconds of each call on fresh random inputs, in rounds of a random order, after one for warm-up.
+
+    Rounds go on until `seconds` have passed, at least `least` of them.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for number in _rounds(seconds, least):
+        for name in random.sample(sorted(calls), len(calls)):
+            x = torch.randn(shape)
+            started = time.perf_counter()
+            calls[name](x)
+            if number:  # the first is for warm-up
+                times[name].append(time.perf_counter() - started)
+    return times
+
+
+def _rounds(seconds: float, least: int) -> Iterator[int]:
+    started, number = time.perf_counter(), 0
+    while number <= least or time.perf_counter() - started < seconds:
+        yield number
+        number += 1
+
+
+def ratio(numerator: list[float], denominator: list[float]) -> Ratio:
+    """Quartiles of the ratios of two contestants' times of the same rounds."""
+    low, median, high = statistics.quantiles([a / b for a, b in zip(numerator, denominator, strict=True)], n=4)
+    return Ratio(low, median, high)
+
+
+def peak_memory(make: Callable[..., tuple[Call, tuple[int, ...]]], *arguments: Any) -> float:
+    """MiB by which a call raises the peak of a process of its own, above the peak of building it.
+
+    Args:
+        make: a function of a module, `make(*arguments) -> (call, shape of its input)`; both are sent to the process.
+    """
+    context = multiprocessing.get_context("forkserver")  # its server imports torch once, and computes nothing itself
+    context.set_forkserver_preload(["benchmarks.tables"])
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_peak, args=(send, torch.get_num_threads(), make, *arguments))
+    process.start()
+    send.close()
+    try:
+        mebibytes: float = receive.recv()
+    except EOFError as error:
+        raise RuntimeError(f"the process that measures {arguments} ended without a figure") from error
+    finally:
+        process.join()
+    return mebibytes
+
+
+def _peak(send: Any, threads: int, make: Callable[..., tuple[Call, tuple[int, ...]]], *arguments: Any) -> None:
+    torch.set_num_threads(threads)
+    call, shape = make(*arguments)
+    x = torch.randn(shape)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    call(x)
+    send.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def table(head: list[str], rows: list[list[Any]]) -> str:
+    """Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

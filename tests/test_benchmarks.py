@@ -1,0 +1,88 @@
+"""The benchmarks measure what they say: contestants compute the same, a ratio is of one round, memory is counted."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from benchmarks import measure, tables
+from benchmarks.__main__ import README, keep
+from benchmarks.cases import CASES, Case
+from benchmarks.peers import contestants, make_block
+
+SMALL = [
+    Case("1-D", 8, (12,), None, 2),
+    Case("2-D", 8, (4, 6), None, 2),
+    Case("3-D, pooled", 8, (2, 4, 6), (1, 2, 2), 2),
+]
+
+
+def available(name):
+    if name == "mmcv":
+        pytest.importorskip("mmcv")
+
+
+@pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
+def test_peers_compute_what_we_compute(case):
+    seen = set()
+    for arguments in tables.variants(case):
+        block = make_block(case.channels, arguments)
+        x = torch.randn(case.batch, case.channels, *case.size)
+        for name, peer in contestants(block, case.size).items():
+            with torch.no_grad():
+                torch.testing.assert_close(peer(x), block(x), rtol=1e-4, atol=1e-4)
+                assert not torch.equal(peer(x), x), "not the identity"
+            seen.add(name)
+    assert {"ours", "equation", "attention"} <= seen
+    assert ("timm" in seen) == (case.name == "2-D")
+
+
+def test_a_ratio_is_of_the_same_round():
+    slow_then_fast = [8.0, 4.0, 2.0, 1.0]
+    assert measure.ratio([2 * t for t in slow_then_fast], slow_then_fast) == (2, 2, 2)
+
+
+def test_contestants_take_turns_on_fresh_inputs():
+    seen = {"a": [], "b": []}
+    calls = {name: lambda x, name=name: seen[name].append(x) for name in seen}
+    times = measure.in_turn(calls, (2, 3), seconds=0, least=4)
+    assert {name: len(values) for name, values in times.items()} == {"a": 4, "b": 4}, "the first is not counted"
+    inputs = torch.stack(seen["a"] + seen["b"])
+    assert len(inputs.unique(dim=0)) == len(inputs) == 10
+
+
+def test_training_reaches_the_input_and_every_parameter():
+    layer, x = torch.nn.Linear(3, 2), torch.randn(4, 3)
+    measure.training(layer)(x)
+    assert x.grad is not None
+    assert all(parameter.grad is not None for parameter in layer.parameters())
+
+
+def make_a_map(mebibytes):
+    return (lambda _x: torch.ones(mebibytes * 2**18)), (1,)
+
+
+def test_peak_memory_is_that_of_the_call():
+    assert measure.peak_memory(make_a_map, 100) == pytest.approx(100, abs=10)
+    assert measure.peak_memory(make_a_map, 1) < 10
+
+
+def test_slope_of_a_power():
+    assert tables.slope([1, 2, 4, 8], [3 * n**1.5 for n in (1, 2, 4, 8)]) == pytest.approx(1.5)
+
+
+def test_every_table_has_its_place(tmp_path, monkeypatch):
+    assert set(re.findall(r"<!-- (\w+) -->", README.read_text())) == set(tables.TABLES)
+    monkeypatch.setattr("benchmarks.__main__.README", copy := tmp_path / "README.md")
+    copy.write_text("before\n<!-- x -->\nold\n<!-- end of x -->\nafter\n")
+    keep("x", "new")
+    assert copy.read_text() == "before\n<!-- x -->\nnew\n<!-- end of x -->\nafter\n"
+    with pytest.raises(SystemExit, match="no place for y"):
+        keep("y", "new")
+
+
+def test_the_papers_shapes_are_there():
+    shapes = {(case.channels, case.size, case.pool) for case in CASES}
+    for channels, side in ((512, 28), (1024, 14)):
+        assert {(channels, (frames, side, side), pool) for frames in (4, 16) for pool in (None, (1, 2, 2))} <= shapes
+    assert Path(README).is_file()
