@@ -1,4 +1,4 @@
-"""Measure, print and keep the tables: `python -m benchmarks [startup peers limit growth choice networks]`; all by default.
+"""Measure, print and keep the tables: `python -m benchmarks [startup peers limit ...]`; all of them by default.
 
 What is measured replaces its part of benchmarks/README.md, with the machine that it was measured on.
 """
@@ -19,9 +19,8 @@ README = Path(__file__).with_name("README.md")
 def machine() -> str:
     """Processor, threads and versions."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    name = next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor()
-    )
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    name = next(names, platform.processor())
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
 
 

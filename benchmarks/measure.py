@@ -1,7 +1,7 @@
-"""Side by side in one run: contestants in turn, so that only neighbours in time are compared, and peak memory each alone.
+"""Side by side in one run: contestants in turn, so that only neighbours in time are compared; peak memory each alone.
 
-A machine that is shared changes its speed within minutes. So a ratio is taken of two calls of the same round, and what is
-printed is the median over the rounds, with the first and third quartile.
+A machine that is shared changes its speed within minutes. So a ratio is taken of two calls of the same round, and what
+is printed is the median over the rounds, with the first and third quartile.
 """
 
 import multiprocessing

@@ -6,6 +6,7 @@ in training mode and a residual, as the block does.
 
 import math
 import warnings
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -122,7 +123,9 @@ def make_block(channels: int, arguments: dict[str, Any]) -> NonLocalBlock:
 
 def contestants(block: NonLocalBlock, size: tuple[int, ...]) -> dict[str, nn.Module]:
     """Our block, and the peers that can compute the same."""
-    peers = {"ours": block, "timm": Timm(block, len(size)), "mmcv": Mmcv(block, len(size))}
+    peers = {"ours": block, "timm": Timm(block, len(size))}
+    if find_spec("mmcv"):  # `make bench` installs it
+        peers["mmcv"] = Mmcv(block, len(size))
     if block.pool is None or block.pool_position == "input":
         peers["equation"] = Equation(block)
         if getattr(block.pairwise, "logit_scale", 1) != 1 and block.inner_channels == block.channels:

@@ -98,7 +98,7 @@ def _peer_call(case: Case, arguments: dict[str, Any], mode: str, name: str) -> t
 
 
 def limit(seconds: float = 2.0) -> str:
-    """The share of the machine's matrix-product rate that the block reaches, counting the arithmetic that it must do."""
+    """The share of the machine's matrix-product rate that the block reaches, counting what it must compute."""
     side = 2048
     matrix = torch.randn(side, side)
     rows = []

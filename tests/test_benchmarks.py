@@ -17,11 +17,6 @@ SMALL = [
 ]
 
 
-def available(name):
-    if name == "mmcv":
-        pytest.importorskip("mmcv")
-
-
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
 def test_peers_compute_what_we_compute(case):
     seen = set()

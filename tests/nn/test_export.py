@@ -61,7 +61,6 @@ def test_onnx_gives_what_we_give(pairwise, tmp_path):
 @pytest.mark.parametrize("size", [(4, 5), (16, 20)])
 @pytest.mark.parametrize("pairwise", PAIRWISE)
 def test_activation_checkpointing_changes_nothing(pairwise, size):
-    """Also the statistics of batch norm: the second forward pass would count the batch twice where it is not told."""
     results = []
     for keep in (True, False):
         block = randomise(NonLocalBlock(C, pairwise=pairwise, norm="layer")).float()
