@@ -208,7 +208,7 @@ def networks(seconds: float = 20.0) -> str:
     return table(["function", "multiply-adds added", "time, times", "added time / added multiply-adds"], rows)
 
 
-def startup(rounds: int = 7) -> str:
+def startup(rounds: int = 4) -> str:
     """How long train.py takes to say something, beside the imports that it cannot do without."""
     commands = {
         "imports": ["-c", "import torch, pytorch_lightning, timm"],

@@ -184,10 +184,15 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale
     scaled_dot_product_attention silently builds the N x M map. Zeros added to q and k do not change their product."""
     v = value.shape[2]
     width = max(query.shape[2], v)
-    q, k, g = (F.pad(t, (0, width - t.shape[2])).contiguous()[:, None] for t in (query, key, value))
+    q, k, g = (_widen(t, width).contiguous()[:, None] for t in (query, key, value))
     if mask is not None:  # where no key is valid all are let in: their values are zero, so y is, without a NaN
         mask = (mask | ~mask.any(1, keepdim=True))[:, None, None, :]
     return F.scaled_dot_product_attention(q, k, g, attn_mask=mask, scale=scale)[:, 0, :, :v]
+
+
+def _widen(t: Tensor, width: int) -> Tensor:
+    """With zeros at the end of the last dimension; the tensor itself where nothing is missing (F.pad would copy it)."""
+    return F.pad(t, (0, width - t.shape[2])) if t.shape[2] < width else t
 
 
 class _SortedSum(torch.autograd.Function):
