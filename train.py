@@ -4,7 +4,7 @@
     python train.py fit      --config configs/image/cued_digits.yaml --model.pairwise=dot_product --model.lr=0.001
     python train.py fit      --config configs/image/cued_digits.yaml --model.blocks=none
     python train.py fit      --config runs/<project>/<id>/config.yaml --ckpt_path=last     go on with it
-    python train.py test     --config runs/<project>/<id>/config.yaml --ckpt_path=last
+    python train.py test     --config runs/<project>/<id>/config.yaml --ckpt_path=best     or last
     python train.py predict  --config runs/<project>/<id>/config.yaml --ckpt_path=last --data.path=<file or folder>
     python train.py fit      --config configs/image/cued_digits.yaml --config configs/data/elpv.yaml
     python train.py fit      --help                                    and --model.help=ImageClassification

@@ -114,3 +114,29 @@ def test_blocks_as_counts_on_the_command_line():
     words = ("--model.backbone=resnet10t", "--model.blocks={layer1: 1, layer2: 1}", "--model.window=[2, null]")
     cli = fit("--id=counts", *words)
     assert sum(".theta.weight" in name for name in last(cli)["state_dict"]) == 2
+
+
+def test_last_is_the_last_though_it_is_not_the_best():
+    """Lightning 2.6 writes its last.ckpt only together with a new best one: a run would go on from there."""
+    cli = fit("--id=worse", "--trainer.max_epochs=3", "--checkpoint.monitor=epoch", "--checkpoint.mode=min")
+    checkpoints = cli.run_folder / "checkpoints"
+    assert {path.name for path in checkpoints.iterdir()} == {"last.ckpt", "epoch=0-step=3.ckpt"}
+    assert last(cli)["global_step"] == 9
+
+
+def test_best_is_that_of_the_run_and_tests_its_weights():
+    first = fit("--id=worse", "--trainer.max_epochs=2", "--checkpoint.monitor=epoch", "--checkpoint.mode=min")
+    config = str(first.run_folder / "config.yaml")
+    figures = {
+        given: main(["test", "--config", config, f"--ckpt_path={given}"]).model.network.fc.weight.clone()
+        for given in ("best", "last", str(first.run_folder / "checkpoints" / "epoch=0-step=3.ckpt"))
+    }
+    best, newest, named = figures.values()
+    assert torch.equal(best, named)
+    assert not torch.equal(best, newest)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_last_is_written_as_often_as_the_user_wants_checkpoints():
+    cli = fit("--id=often", "--checkpoint.every_n_train_steps=2", "--checkpoint.monitor=step")
+    assert last(cli)["global_step"] == 2, "of 3 steps"

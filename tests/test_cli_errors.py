@@ -164,3 +164,16 @@ def test_a_corrupt_image_to_predict(images, capsys):
     quiet = "--trainer.enable_progress_bar=false"
     message = fails(capsys, "predict", *words[:7], quiet, f"--data.path={path}")
     assert message.startswith(f"corrupt image {path}: ")
+
+
+def test_best_of_a_run_without_a_checkpoint(capsys):
+    assert "no last checkpoint in runs/cued_digits/new/checkpoints" in checkpoint_error(capsys, "best")
+
+
+def test_best_where_the_last_checkpoint_is_none(capsys):
+    last = Path("runs/cued_digits/new/checkpoints/last.ckpt")
+    last.parent.mkdir(parents=True)
+    last.write_bytes(b"torn")
+    assert f"'{last}' is not a checkpoint" in checkpoint_error(capsys, "best")
+    torch.save({"state_dict": {}, "callbacks": {}}, last)
+    assert f"{last} tells of no best checkpoint" in checkpoint_error(capsys, "best")

@@ -66,7 +66,7 @@ class NonLocalCLI(LightningCLI):
             {
                 "checkpoint.monitor": "val/accuracy",
                 "checkpoint.mode": "max",
-                "checkpoint.save_last": True,
+                "checkpoint.save_last": False,  # `last_checkpoint` writes last.ckpt
                 "checkpoint.filename": "epoch={epoch}-step={step}",
                 "checkpoint.auto_insert_metric_name": False,  # "val/accuracy" in a file name would be a folder
             }
@@ -111,14 +111,18 @@ class NonLocalCLI(LightningCLI):
     def check_checkpoint(self) -> None:
         """Refuse, before any work, a checkpoint that is not there, is none, or is of another network."""
         given = self.words.ckpt_path
-        if given in (None, "best", "hpc"):
+        if given in (None, "hpc"):
             return
-        if given == "last":
+        last = self.run_folder / "checkpoints" / "last.ckpt"
+        if given in ("last", "best"):
             # Lightning would go on without weights: right for the first start of a run, a wrong figure in a test
-            if self.subcommand != "fit" and not list((self.run_folder / "checkpoints").glob("last*.ckpt")):
-                fail(f"no last checkpoint in {self.run_folder / 'checkpoints'}")
-            return
+            if (self.subcommand != "fit" or given == "best") and not last.is_file():
+                fail(f"no last checkpoint in {last.parent}")
+            if given == "last":
+                return
         with one_line_for(ValueError):
+            if given == "best":  # Lightning knows it only in the process that trained
+                given = self.config_init[str(self.subcommand)].ckpt_path = str(best_checkpoint(last))
             check_fit(read(given), self.model.state_dict(), given)
 
     before_fit = before_validate = before_test = before_predict = check_checkpoint
@@ -151,10 +155,30 @@ class NonLocalCLI(LightningCLI):
             csv = CSVLogger(self.run_folder, name="csv")
             kwargs["logger"] = [TensorBoardLogger(RUNS, name=self.words.project, version=self.words.id), csv, *others]
         trainer = super().instantiate_trainer(**kwargs)
+        trainer.callbacks.append(last_checkpoint(self.words.checkpoint))
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(self.run_folder / "checkpoints")
         return trainer
+
+
+def last_checkpoint(words: Any) -> ModelCheckpoint:
+    """Writes last.ckpt as often as the user wants checkpoints, by default every epoch, good or bad.
+
+    Lightning 2.6's `save_last` writes it only together with a new best one, from which a run would then go on.
+    """
+    often = {name: words[name] for name in ("every_n_train_steps", "train_time_interval", "every_n_epochs")}
+    return ModelCheckpoint(filename="last", enable_version_counter=False, **often)
+
+
+def best_checkpoint(last: Path) -> Path:
+    """The best checkpoint that a run's last one tells of; a ValueError where it does not."""
+    read(last)  # says why, if it is none
+    states = torch.load(last, map_location="cpu", weights_only=True)["callbacks"]
+    paths = [Path(state["best_model_path"]) for state in states.values() if state.get("best_model_score") is not None]
+    if not paths:
+        raise ValueError(f"{last} tells of no best checkpoint: nothing was monitored")
+    return paths[0] if paths[0].is_file() else last.with_name(paths[0].name)  # the run's folder may have moved
 
 
 def unused_id(project: Path) -> str:

@@ -18,7 +18,8 @@ OURS = {  # where the command line does something else than Lightning's document
     "data": f"{CLASS.format('data')}.",
     "checkpoint.dirpath": "Folder of the checkpoints; null: runs/<project>/<id>/checkpoints.",
     "trainer.logger": "What records besides TensorBoard and CSV in the run's folder, as WandbLogger; false: nothing.",
-    "ckpt_path": 'A checkpoint to go on from, or "last", the run\'s own. The command line decides, not the checkpoint.',
+    "checkpoint.save_last": "Leave it: last.ckpt is always written, as often as the best one is looked for.",
+    "ckpt_path": 'A checkpoint, or "last" or "best" of the run. The command line decides, not the checkpoint.',
 }
 
 
