@@ -155,7 +155,7 @@ class NonLocalCLI(LightningCLI):
             csv = CSVLogger(self.run_folder, name="csv")
             kwargs["logger"] = [TensorBoardLogger(RUNS, name=self.words.project, version=self.words.id), csv, *others]
         trainer = super().instantiate_trainer(**kwargs)
-        trainer.callbacks.append(last_checkpoint(self.words.checkpoint))
+        trainer.callbacks.append(last_checkpoint(self.words.checkpoint))  # type: ignore[attr-defined]
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(self.run_folder / "checkpoints")
