@@ -3,8 +3,8 @@ r"""Train one config in several variants with several seeds, test each run, and 
     python -m nonlocal_nets.compare configs/image/cued_digits.yaml --seeds 5 \
         --variant "no block: --model.blocks=none" --variant "dot product: --model.pairwise=dot_product"
 
-Each run is the `train.py fit` and `train.py test` that it prints, with a folder of its own. Tested is the checkpoint that
-was the best in validation. All runs share this process, which saves the imports.
+Each run is the `train.py fit` and `train.py test` that it prints, with a folder of its own. Tested is the checkpoint
+that was the best in validation. All runs share this process, which saves the imports.
 """
 
 import argparse
