@@ -35,6 +35,19 @@ def test_predict_a_folder(fitted, tmp_path):
     assert [float(row["probability_1"]) for row in rows[: len(paths)]] == pytest.approx(expected.tolist(), abs=1e-5)
 
 
+def test_predict_one_file(fitted, tmp_path):
+    image = tmp_path / "images" / "val" / "bee" / "0.jpg"
+    config = str(fitted.run_folder / "config.yaml")
+    main(["predict", "--config", config, "--ckpt_path=best", f"--data.path={image}"])
+    with (fitted.run_folder / "predictions.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert row["path"] == str(image)
+    probabilities = [float(row[f"probability_{k}"]) for k in (1, 2, 3)]
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert sum(probabilities) == pytest.approx(1, abs=1e-5)
+    assert {row[f"class_{k}"] for k in (1, 2, 3)} == {"ant", "bee", "cat"}
+
+
 def test_predict_without_images(fitted, tmp_path, capsys):
     config = str(fitted.run_folder / "config.yaml")
     with pytest.raises(SystemExit) as stop:
