@@ -57,6 +57,7 @@ def make_a_map(mebibytes):
     return (lambda _x: torch.ones(mebibytes * 2**18)), (1,)
 
 
+@pytest.mark.slow
 def test_peak_memory_is_that_of_the_call():
     assert measure.peak_memory(make_a_map, 100) == pytest.approx(100, abs=10)
     assert measure.peak_memory(make_a_map, 1) < 10

@@ -53,7 +53,7 @@ def augmented_images(folder):
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # it should, on a resume
-@pytest.mark.parametrize("data", [cued_digits, augmented_images])
+@pytest.mark.parametrize("data", [pytest.param(cued_digits, marks=pytest.mark.slow), augmented_images])
 def test_killed_and_resumed_is_bit_identical(tmp_path, monkeypatch, data):
     monkeypatch.chdir(tmp_path)
     words = [*WORDS, *data(tmp_path / "data")]

@@ -19,6 +19,7 @@ def inspect(path, *words):
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what wandb imports
 def test_the_offline_run_holds_config_curves_and_summary(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
