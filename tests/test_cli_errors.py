@@ -157,6 +157,14 @@ def test_a_corrupt_image_is_replaced_and_counted_up_to_a_share(images, capsys, c
     assert named[1].endswith("replaced by another (2 of 15 images so far)")
 
 
+def test_what_is_no_image_at_all_stops_before_any_work(images, capsys):
+    root, words = images
+    path = root / "val" / "cat" / "1.png"
+    path.write_bytes(b"<html>not found</html>")
+    assert fails(capsys, "fit", *words).startswith(f"corrupt image {path}: ")
+    assert not list(Path().iterdir())
+
+
 def test_a_corrupt_image_to_predict(images, capsys):
     root, words = images
     path = root / "train" / "bee" / "3.png"

@@ -3,13 +3,21 @@
 import itertools
 import logging
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from nonlocal_nets.data.base import CorruptImageError, ImageFiles, ImageFilesDataModule, find_images, split
+from nonlocal_nets.data.base import (
+    CorruptImageError,
+    ImageFiles,
+    ImageFilesDataModule,
+    check_headers,
+    find_images,
+    split,
+)
 
 COLOURS = ((220, 30, 30), (30, 220, 30), (30, 30, 220))
 WORKERS = pytest.mark.parametrize("num_workers", [0, 2])
@@ -185,10 +193,30 @@ def test_split_refuses_an_empty_part():
 @WORKERS
 @pytest.mark.parametrize("how", ["jpeg", "png", "text", "empty"])
 def test_a_corrupt_file_stops_with_its_path(files, how, num_workers):
-    spoil(files[5], how)
-    seen, message = failure(Squares(files, batch_size=2, num_workers=num_workers).val_dataloader())
+    data = Squares(files, batch_size=2, num_workers=num_workers)
+    spoil(files[5], how)  # after the look at the headers
+    seen, message = failure(data.val_dataloader())
     assert seen == 2, "the batches before it are read"
     assert f"corrupt image {files[5]}: " in message.strip().splitlines()[-1], "a worker's traceback ends with our line"
+
+
+@pytest.mark.parametrize("how", ["text", "empty"])
+def test_what_is_no_image_stops_before_any_work(files, how):
+    spoil(files[5], how)
+    with pytest.raises(CorruptImageError, match=f"corrupt image {files[5]}: "):
+        Squares(files, batch_size=2)
+    Squares(files, batch_size=2, corrupt="replace")
+
+
+def test_of_many_files_an_even_share_is_looked_into(files, monkeypatch):
+    seen = []
+    monkeypatch.setattr("nonlocal_nets.data.base.CHECKED", 3)
+    monkeypatch.setattr(
+        "nonlocal_nets.data.base.Image.open", lambda path: seen.append(path) or SimpleNamespace(close=int)
+    )
+    check_headers([str(k) for k in range(8)])
+    assert seen == ["0", "3", "6"]
+    check_headers([])
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """What the image data modules share: transforms, loaders, a stratified split, corrupt files, and images to predict."""
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 Sample = tuple[str, int]  # path and label
 Target = TypeVar("Target", int, str)
 log = logging.getLogger(__name__)
+CHECKED = 5000  # files that are looked into before any work starts; a second or so
 
 
 class CorruptImageError(ValueError):
@@ -36,6 +38,15 @@ def read_image(path: str) -> Image.Image:
             return image.convert("RGB")
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
         raise CorruptImageError(f"corrupt image {path}: {' '.join(str(error).split())}") from error
+
+
+def check_headers(paths: Sequence[str]) -> None:
+    """Raise CorruptImageError for a file that is no image at all, of at most CHECKED ones, evenly spread over all."""
+    for path in paths[:: math.ceil(len(paths) / CHECKED) or 1]:
+        try:
+            Image.open(path).close()  # reads the header only
+        except Exception as error:
+            raise CorruptImageError(f"corrupt image {path}: {' '.join(str(error).split())}") from error
 
 
 class ImageFiles(Dataset[tuple[Tensor, Target]], Generic[Target]):
@@ -188,6 +199,7 @@ class ImageDataModule(pl.LightningDataModule, ABC):
         self.train_transform = v2.Compose([*augment, *to_tensor])
         self.eval_transform = v2.Compose([*centre, *to_tensor])
         self.paths = None if path is None else find_images(path)
+        check_headers(self.paths or [])
 
     @abstractmethod
     def dataset(self, part: str, transform: v2.Transform) -> Dataset[tuple[Tensor, int]]:
@@ -221,8 +233,8 @@ class ImageFilesDataModule(ImageDataModule):
 
     Args:
         parts: the samples of "train", "val" and "test".
-        corrupt: "stop" at a corrupt image, with its path; or "replace" it by the next good one, with a warning. In
-            validation and test that one then counts twice.
+        corrupt: "stop" at a corrupt image, with its path, before any work if its header tells; or "replace" it by the
+            next good one, with a warning. In validation and test that one then counts twice.
         max_corrupt: with "replace", the share of a part's images that may be corrupt; one more stops. The workers of a
             process count together, the processes of a distributed run each for itself.
         kwargs: of `ImageDataModule`.
@@ -244,6 +256,8 @@ class ImageFilesDataModule(ImageDataModule):
             raise ValueError(f"corrupt must be 'stop' or 'replace', got {corrupt!r}")
         if not 0 <= max_corrupt < 1:
             raise ValueError(f"max_corrupt must be a share in [0, 1), got {max_corrupt}")
+        if corrupt == "stop":
+            check_headers([path for samples in parts.values() for path, _ in samples])
         self.parts, self.corrupt, self.max_corrupt = parts, corrupt, max_corrupt
 
     def dataset(self, part: str, transform: v2.Transform) -> ImageFiles[int]:
