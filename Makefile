@@ -37,7 +37,7 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: .venv/bench  ## the tables of benchmarks/README.md, half an hour or so
+bench: .venv/bench  ## the tables of benchmarks/README.md; long, `python -m benchmarks <table>` makes one
 	$(BIN)/python -m benchmarks
 
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra dev \
