@@ -40,7 +40,7 @@ def test_reference_is_the_double_sum(pairwise, masked):
     close(functional.reference(pairwise, *args, **kwargs), double_sum(pairwise, *args, **kwargs))
 
 
-@pytest.mark.parametrize("form", ["fused", "materialised", "reference"])
+@pytest.mark.parametrize("form", ["fused", "tiled", "materialised", "reference"])
 @pytest.mark.parametrize("pairwise", SOFTMAX)
 def test_scale_multiplies_the_logits(pairwise, form):
     args, kwargs = tensors(pairwise, masked=True)
@@ -145,6 +145,21 @@ def test_the_gradient_is_that_of_the_double_sum(pairwise, masked):
         close(got, expected)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_many_tiles_are_one_map(masked, monkeypatch):
+    """Three tiles of rows a sample, the last of them not full, with queries wider than values."""
+    monkeypatch.setattr(functional, "TILE", 1)
+    args, kwargs = tensors("gaussian", n=600, m=5, d=4, v=3, masked=masked)
+    target = torch.randn(2, 600, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    results = []
+    for form in ("tiled", "materialised"):
+        leaves = [t.clone().requires_grad_() for t in args]
+        y = functional.nonlocal_operation("gaussian", *leaves, **kwargs, scale=0.5, form=form)
+        results.append([y, *torch.autograd.grad((y * target).sum(), leaves)])
+    for got, expected in zip(*results, strict=True):
+        close(got, expected)
+
+
 def test_sorted_form_with_ties_and_on_the_kink():
     """Equal keys, and a_i + b_j exactly 0, where relu and its gradient at 0 are 0."""
     query = torch.tensor([[-2.0, -1.0, 0.0, 1.0, 2.0]], dtype=torch.float64)[..., None].requires_grad_()
@@ -194,7 +209,7 @@ def test_sums_of_half_precision_run_in_float32():
 
 
 @pytest.mark.parametrize("pairwise", SOFTMAX)
-@pytest.mark.parametrize("form", ["fused", "materialised"])
+@pytest.mark.parametrize("form", ["fused", "tiled", "materialised"])
 def test_large_logits_do_not_overflow(pairwise, form):
     args, _ = tensors(pairwise, dtype=torch.float32)
     y = functional.nonlocal_operation(pairwise, args[0] * 1e4, args[1] * 1e4, args[2], form=form)
@@ -202,15 +217,27 @@ def test_large_logits_do_not_overflow(pairwise, form):
 
 
 @settings(deadline=None, max_examples=200, derandomize=True)
-@given(st.sampled_from(PAIRWISE), *[st.integers(0, 2**20) for _ in range(2)], *[st.integers(1, 2**12)] * 2)
-def test_choose_form_never_raises(pairwise, n, m, d, v):
-    assert functional.choose_form(pairwise, n, m, d, v) in functional.FORMS[pairwise]
+@given(st.sampled_from(PAIRWISE), *[st.integers(0, 2**20) for _ in range(2)], *[st.integers(1, 2**12)] * 3)
+def test_choose_form_never_raises(pairwise, n, m, d, v, batch):
+    assert functional.choose_form(pairwise, n, m, d, v, batch) in functional.FORMS[pairwise]
 
 
 @pytest.mark.parametrize("pairwise", PAIRWISE)
 def test_choose_form_never_builds_a_large_map(pairwise):
     assert functional.choose_form(pairwise, 2**15, 2**15, 16, 16) == functional.FORMS[pairwise][0] != "materialised"
     assert functional.choose_form(pairwise, 2, 2, 16, 16) == "materialised"
+
+
+@pytest.mark.parametrize("pairwise", SOFTMAX)
+def test_choose_form_of_a_softmax(pairwise):
+    """The kernel where the widths are equal or narrow, tiles where it would pad much, the map where it is small."""
+    assert functional.choose_form(pairwise, 4096, 4096, 256, 256) == "fused"
+    assert functional.choose_form(pairwise, 4096, 4096, 64, 32) == "fused"
+    assert functional.choose_form(pairwise, 4096, 4096, 512, 256) == "tiled"
+    assert functional.choose_form(pairwise, 784, 784, 512, 256) == "materialised"
+    assert functional.choose_form(pairwise, 784, 784, 512, 256, batch=16) == "tiled", "the maps of a batch add up"
+    for like in (torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1, device="meta")):
+        assert functional.choose_form(pairwise, 784, 784, 512, 256, 1, like) == "fused"
 
 
 @pytest.mark.parametrize(

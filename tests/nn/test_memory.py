@@ -123,6 +123,21 @@ def test_the_block_runs_the_tiled_kernel(pairwise, masked, channels_last):
     assert operations.largest < 1024 * 1024 / 4
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_wide_queries_of_narrow_values_are_not_padded(masked, monkeypatch):
+    """The plain Gaussian of a wide input goes through its map in tiles, whose number does not change the memory."""
+    monkeypatch.setattr(functional, "TILE", 2**18)
+    peaks = []
+    for n in (2048, 8192):
+        query, key, value = (torch.randn(1, n, width, requires_grad=True) for width in (256, 256, 16))
+        mask = torch.arange(n)[None] < 0.9 * n if masked else None
+        with Memory() as memory:
+            functional.nonlocal_operation("gaussian", query, key, value, mask=mask, form="tiled").sum().backward()
+        assert memory.largest <= 2 * 256 * n * 4
+        peaks.append(memory.peak)
+    assert peaks[1] < 4.4 * peaks[0]
+
+
 def test_multiply_adds_of_the_dot_product_grow_linearly():
     counts = []
     for n in (1024, 4096, 32_768):

@@ -34,7 +34,7 @@ def normal(*size, seed=0, dtype=torch.float64):
 
 
 def forced(form):
-    """Takes the form without the map (0), the one with it (1), or the block's own choice (None)."""
+    """Takes a form of FORMS by its index (a softmax has three, the others two), or the block's own choice (None)."""
     choice = functional.choose_form if form is None else lambda pairwise, *_: functional.FORMS[pairwise][form]
     return mock.patch.object(functional, "choose_form", choice)
 
@@ -96,11 +96,11 @@ def test_block_is_the_oracle(pairwise, axes, data):
         training = False
     block = make(pairwise, inner_channels=3, **kwargs).train(training)
     expected = BlockOracle(block.state_dict(), pairwise, **kwargs)(x, mask, training)
-    with forced(data.draw(st.sampled_from((None, 0, 1)))):
+    with forced(data.draw(st.sampled_from((None, 0, 1, -1)))):
         close(block(x, mask=mask), expected)
 
 
-@pytest.mark.parametrize("form", [0, 1])
+@pytest.mark.parametrize("form", [0, 1, -1])
 @pytest.mark.parametrize("pool_position", ["input", "embedding"])
 @pytest.mark.parametrize("pairwise", PAIRWISE)
 def test_block_with_everything_at_once_is_the_oracle(pairwise, pool_position, form):

@@ -4,8 +4,8 @@ Shape suffixes: B batch, N query positions, M key positions, D width of queries 
 
 | pairwise function | f(x_i, x_j)            | C(x)    | the exact form that never builds the N x M map             |
 |-------------------|------------------------|---------|------------------------------------------------------------|
-| gaussian          | exp(q_i . k_j)         | sum_j f | "fused": f / C is a softmax, computed tile by tile         |
-| embedded_gaussian | exp(q_i . k_j)         | sum_j f | "fused"                                                    |
+| gaussian          | exp(q_i . k_j)         | sum_j f | "fused" or "tiled": f / C is a softmax, some rows at once  |
+| embedded_gaussian | exp(q_i . k_j)         | sum_j f | "fused" (torch's kernel) or "tiled" (plain products)       |
 | dot_product       | q_i . k_j              | M       | "associative": q (k^T v) / M                               |
 | concatenation     | relu(w_f . [q_i, k_j]) | M       | "sorted": relu(a_i + b_j) is linear on each side of a kink |
 
@@ -13,17 +13,21 @@ All four also have the form "materialised", which builds the map and is the fast
 mask, sums run over the valid keys and M is their number. Sums run in float32 or wider, whatever the inputs.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 FORMS = {
-    "gaussian": ("fused", "materialised"),
-    "embedded_gaussian": ("fused", "materialised"),
+    "gaussian": ("fused", "tiled", "materialised"),
+    "embedded_gaussian": ("fused", "tiled", "materialised"),
     "dot_product": ("associative", "materialised"),
     "concatenation": ("sorted", "materialised"),
 }
+
+TILE = 2**21  # entries of the map that the tiled form holds at a time
 
 
 def nonlocal_operation(
@@ -57,7 +61,8 @@ def nonlocal_operation(
         ValueError: an unknown function or form, or shapes that do not fit.
     """
     _check(pairwise, query, key, value, mask, scale, weight)
-    form = form or choose_form(pairwise, query.shape[1], key.shape[1], key.shape[2], value.shape[2])
+    if form is None:
+        form = choose_form(pairwise, query.shape[1], key.shape[1], key.shape[2], value.shape[2], query.shape[0], value)
     if form not in FORMS[pairwise]:
         raise ValueError(f"form {form!r} is not one of {pairwise}'s: {', '.join(FORMS[pairwise])}")
     if mask is not None:  # a zero value adds nothing to any sum, and stops whatever stands in the padding
@@ -68,6 +73,9 @@ def nonlocal_operation(
         if form == "materialised":
             return weights(pairwise, query, key, mask=mask, scale=scale, weight=weight) @ _wide(value)
         query, key, value = _wide(query), _wide(key), _wide(value)
+        if form == "tiled":
+            y: Tensor = _TiledSoftmax.apply(query, key, value, mask, scale)
+            return y
         if form == "associative":
             y = query @ (key.transpose(1, 2) @ value)
         else:
@@ -151,32 +159,33 @@ def reference(
     return y
 
 
-def choose_form(pairwise: str, n: int, m: int, d: int, v: int) -> str:
-    """The cheaper exact form for n queries, m keys, and widths d and v; in an export, one that holds for any n and m.
+def choose_form(pairwise: str, n: int, m: int, d: int, v: int, batch: int = 1, like: Tensor | None = None) -> str:
+    """The cheapest exact form for n queries, m keys, and widths d and v, of tensors of the device and dtype of `like`.
 
-    By multiply-adds for the dot product; the two constants are where both forms took the same time, forward and
-    backward, on a Xeon core in float32.
+    In an export, one that holds for any n and m: sizes are symbols there, and the sorted form has its own backward.
+    By multiply-adds for the dot product. The other constants are where two forms took the same time, forward and
+    backward, on two cores of a Xeon in float32 (`python -m benchmarks choice`). Nothing of it was measured on a GPU:
+    there, and in half precision, a softmax is left to the kernel that torch picks.
     """
-    exact, materialised = FORMS[pairwise]
-    if torch.compiler.is_exporting():  # sizes are symbols there; and the sorted form has a backward of its own
-        return materialised if pairwise == "concatenation" else exact
+    if torch.compiler.is_exporting():
+        return "materialised" if pairwise == "concatenation" else FORMS[pairwise][0]
     if pairwise == "dot_product":
-        cheaper = n * m * (d + v) > (n + m) * d * v
-    elif pairwise == "concatenation":
-        cheaper = n * m > (n + m) * (v + 128)
-    else:
-        cheaper = n * m > 32_000
-    return exact if cheaper else materialised
+        return "associative" if n * m * (d + v) > (n + m) * d * v else "materialised"
+    if pairwise == "concatenation":
+        return "sorted" if n * m > (n + m) * (v + 128) else "materialised"
+    if like is not None and (like.device.type != "cpu" or like.dtype not in (torch.float32, torch.float64)):
+        return "fused"
+    if batch * n * m <= 300_000 + 12 * (d + v) ** 2:
+        return "materialised"
+    # the kernel for the CPU has one width: a narrower value is padded. A compiler would unroll the tiles
+    return "fused" if d == v or max(d, v) <= 128 or torch.compiler.is_compiling() else "tiled"
 
 
 def multiply_adds(pairwise: str, n: int, m: int, d: int, v: int) -> int:
     """Multiply-adds of the form that `choose_form` takes, per sample (sorting and exponentials not counted)."""
-    return {
-        "fused": n * m * (d + v),
-        "materialised": n * m * (d + v),
-        "associative": (n + m) * d * v,
-        "sorted": (n + m) * (d + v),
-    }[choose_form(pairwise, n, m, d, v)]
+    return {"associative": (n + m) * d * v, "sorted": (n + m) * (d + v)}.get(
+        choose_form(pairwise, n, m, d, v), n * m * (d + v)
+    )
 
 
 def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -193,6 +202,51 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale
 def _widen(t: Tensor, width: int) -> Tensor:
     """With zeros at the end of the last dimension; the tensor itself where nothing is missing (F.pad would copy it)."""
     return F.pad(t, (0, width - t.shape[2])) if t.shape[2] < width else t
+
+
+class _TiledSoftmax(torch.autograd.Function):
+    """softmax(scale q k^T) v, some rows of the map at a time, computed again in backward: memory in N + M."""
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
+    ) -> Tensor:
+        y = q.new_empty(*q.shape[:2], v.shape[2])
+        for b, rows, p, _ in _tiles(q, k, mask, scale):
+            torch.mm(p, v[b], out=y[b, rows])
+        ctx.save_for_backward(q, k, v, mask, y)  # type: ignore[arg-type]
+        ctx.scale = scale  # type: ignore[attr-defined]
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        q, k, v, mask, y = ctx.saved_tensors  # type: ignore[attr-defined]
+        scale: float = ctx.scale  # type: ignore[attr-defined]
+        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
+        mean = (dy * y).sum(2, keepdim=True)  # of dp under p, for each row
+        for b, rows, p, dp in _tiles(q, k, mask, scale):
+            dv[b].addmm_(p.t(), dy[b, rows])
+            torch.mm(dy[b, rows], v[b].t(), out=dp)
+            dlogits = dp.sub_(mean[b, rows]).mul_(p)
+            torch.mm(dlogits, k[b], out=dq[b, rows])
+            dk[b].addmm_(dlogits.t(), q[b, rows])
+        return dq.mul_(scale), dk.mul_(scale), dv, None, None
+
+
+def _tiles(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Iterator[tuple[int, slice, Tensor, Tensor]]:
+    """(sample, rows, softmax of these rows, a spare buffer of its shape), the buffers used again for each tile."""
+    n, m = q.shape[1], k.shape[1]
+    height = min(n, max(TILE // max(m, 1), 256))  # fewer rows make slow matrix products
+    buffers = q.new_empty(2, height, m)
+    for b in range(len(q)):
+        for start in range(0, n, height):
+            rows = slice(start, min(start + height, n))
+            p, spare = buffers[:, : rows.stop - start]
+            torch.addmm(spare, q[b, rows], k[b].t(), beta=0, alpha=scale, out=spare)
+            if mask is not None:  # a sample without a valid key gets equal weights: its values are zero
+                spare.masked_fill_(~mask[b], torch.finfo(spare.dtype).min)
+            yield b, rows, torch.softmax(spare, 1, out=p), spare
 
 
 class _SortedSum(torch.autograd.Function):
