@@ -37,8 +37,13 @@ format: .venv/installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+ifeq ($(DEVICE),cuda)
+bench:  ## with DEVICE=cuda: of the card, in float32, bfloat16 and float16, by a Python that has torch; nothing is installed
+	PYTHONPATH=src $(PYTHON) -m benchmarks --device cuda
+else
 bench: .venv/bench  ## the tables of benchmarks/README.md; long, `python -m benchmarks <table>` makes one
 	$(BIN)/python -m benchmarks
+endif
 
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra dev \
   --no-emit-index-url --no-header --no-annotate pyproject.toml

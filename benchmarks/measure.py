@@ -40,7 +40,8 @@ def training(module: Call) -> Call:
     def step(x: Tensor) -> None:
         for parameter in getattr(module, "parameters", list)():
             parameter.grad = None
-        module(x.requires_grad_()).sum().backward()
+        y = module(x.requires_grad_())
+        y.backward(torch.ones_like(y))  # a gradient in memory, as a layer above gives; that of a sum has strides of 0
 
     return step
 
@@ -48,7 +49,27 @@ def training(module: Call) -> Call:
 MODES = {"forward": forward, "forward + backward": training}
 
 
-def in_turn(calls: dict[str, Call], shape: tuple[int, ...], seconds: float, least: int = 5) -> dict[str, list[float]]:
+class Place(NamedTuple):
+    """Where and in which dtype is measured."""
+
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    def random(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.randn(shape, device=self.device, dtype=self.dtype)
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.device != "cpu":
+            torch.accelerator.synchronize()
+
+
+CPU = Place()
+
+
+def in_turn(
+    calls: dict[str, Call], shape: tuple[int, ...], seconds: float, least: int = 5, place: Place = CPU
+) -> dict[str, list[float]]:
     """Times in seconds of each call on fresh random inputs, in rounds of a random order, after one for warm-up.
 
     Rounds go on until `seconds` have passed, at least `least` of them.
@@ -56,9 +77,11 @@ def in_turn(calls: dict[str, Call], shape: tuple[int, ...], seconds: float, leas
     times: dict[str, list[float]] = {name: [] for name in calls}
     for number in _rounds(seconds, least):
         for name in random.sample(sorted(calls), len(calls)):
-            x = torch.randn(shape)
+            x = place.random(shape)
+            place.wait()
             started = time.perf_counter()
             calls[name](x)
+            place.wait()
             if number:  # the first is for warm-up
                 times[name].append(time.perf_counter() - started)
     return times
@@ -77,16 +100,22 @@ def ratio(numerator: list[float], denominator: list[float]) -> Ratio:
     return Ratio(low, median, high)
 
 
-def peak_memory(make: Callable[..., tuple[Call, tuple[int, ...]]], *arguments: Any) -> float:
-    """MiB by which a call raises the peak of a process of its own, above the peak of building it.
+Make = Callable[..., tuple[Call, tuple[int, ...]]]
+
+
+def peak_memory(make: Make, *arguments: Any, place: Place = CPU) -> float:
+    """MiB by which a call raises the peak above that of building it: of the device, or of a process of its own.
 
     Args:
-        make: a function of a module, `make(*arguments) -> (call, shape of its input)`; both are sent to the process.
+        make: a function of a module, `make(*arguments, place) -> (call, shape of its input)`; all of them are sent to
+            the process.
     """
+    if place.device != "cpu":
+        return _peak_of_device(make, *arguments, place)
     context = multiprocessing.get_context("forkserver")  # its server imports torch once, and computes nothing itself
     context.set_forkserver_preload(["benchmarks.tables"])
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_peak, args=(send, torch.get_num_threads(), make, *arguments))
+    process = context.Process(target=_peak_of_process, args=(send, torch.get_num_threads(), make, *arguments, place))
     process.start()
     send.close()
     try:
@@ -98,13 +127,24 @@ def peak_memory(make: Callable[..., tuple[Call, tuple[int, ...]]], *arguments: A
     return mebibytes
 
 
-def _peak(send: Any, threads: int, make: Callable[..., tuple[Call, tuple[int, ...]]], *arguments: Any) -> None:
+def _peak_of_process(send: Any, threads: int, make: Make, *arguments: Any) -> None:
     torch.set_num_threads(threads)
     call, shape = make(*arguments)
-    x = torch.randn(shape)
+    x = arguments[-1].random(shape)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     call(x)
     send.send((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def _peak_of_device(make: Make, *arguments: Any) -> float:
+    call, shape = make(*arguments)
+    x = arguments[-1].random(shape)
+    call(x)  # libraries take their workspaces in the first call
+    torch.accelerator.reset_peak_memory_stats()
+    before = torch.accelerator.memory_allocated()
+    call(x)
+    mebibytes: float = (torch.accelerator.max_memory_allocated() - before) / 2**20
+    return mebibytes
 
 
 def table(head: list[str], rows: list[list[Any]]) -> str:

@@ -6,7 +6,8 @@ in training mode and a residual, as the block does.
 
 import math
 import warnings
-from importlib.util import find_spec
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -122,14 +123,19 @@ def make_block(channels: int, arguments: dict[str, Any]) -> NonLocalBlock:
 
 
 def contestants(block: NonLocalBlock, size: tuple[int, ...]) -> dict[str, nn.Module]:
-    """Our block, and the peers that can compute the same."""
-    peers = {"ours": block, "timm": Timm(block, len(size))}
-    if find_spec("mmcv"):  # `make bench` installs it
-        peers["mmcv"] = Mmcv(block, len(size))
+    """Our block, and the peers that are installed and can compute the same (`make bench` installs them all)."""
+    makers: dict[str, Callable[[], Any]] = {
+        "timm": lambda: Timm(block, len(size)),
+        "mmcv": lambda: Mmcv(block, len(size)),
+    }
     if block.pool is None or block.pool_position == "input":
-        peers["equation"] = Equation(block)
+        makers["equation"] = lambda: Equation(block)
         if getattr(block.pairwise, "logit_scale", 1) != 1 and block.inner_channels == block.channels:
-            peers["attention"] = Attention(block)
+            makers["attention"] = lambda: Attention(block)
+    peers: dict[str, Any] = {"ours": block}
+    for name, make in makers.items():
+        with suppress(ModuleNotFoundError):
+            peers[name] = make()
     return {name: peer for name, peer in peers.items() if peer is not None}
 
 

@@ -8,20 +8,21 @@ import sys
 import time
 from typing import Any
 
-import timm
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import nonlocal_nets as nln
 from benchmarks.cases import CASES, PAPER, Case
-from benchmarks.measure import MODES, Call, in_turn, peak_memory, ratio, table
+from benchmarks.measure import MODES, Call, Place, in_turn, peak_memory, ratio, table
 from benchmarks.peers import contestants, make_block, map_bytes
 from nonlocal_nets.nn import functional
 
 FUNCTIONS = tuple(nln.PAIRWISE)
 LARGEST_MAP = 4 * 2**30  # bytes; a larger one is not tried
-LONGEST = 6e11  # multiply-adds of a call that is not tried
+LONGEST = 6e10  # multiply-adds of a call on the CPU; a longer one is not tried
 
 
 def note(text: str) -> None:
@@ -38,32 +39,28 @@ def variants(case: Case) -> list[dict[str, Any]]:
     return [*rows, {"pairwise": "embedded_gaussian", **pools, "scale": True, "inner_channels": case.channels}]
 
 
-def peers(seconds: float = 1.0) -> str:
+def peers(place: Place, seconds: float = 0.5) -> str:
     """How much longer each peer takes than we do, and its peak memory; 2.00 means twice our time."""
     names = ("equation", "timm", "mmcv", "attention")
-    head = [
-        "function",
-        "case",
-        "batch",
-        "mode",
-        *(f"{name}, time" for name in names),
-        "ours, MiB",
-        *(f"{n}, MiB" for n in names),
-    ]
+    head = ["function", "case", "batch", "mode", *(f"{name}, time" for name in names)]
+    head += ["ours, MiB", *(f"{name}, MiB" for name in names)]
     rows = []
     for case in CASES:
         for arguments in variants(case):
             for mode in MODES:
-                rows.append(compare(case, arguments, mode, names, seconds))
+                rows.append(compare(case, arguments, mode, names, seconds, place))
     return table(head, [row for row in rows if row])
 
 
-def compare(case: Case, arguments: dict[str, Any], mode: str, names: tuple[str, ...], seconds: float) -> list[str]:
+def compare(
+    case: Case, arguments: dict[str, Any], mode: str, names: tuple[str, ...], seconds: float, place: Place
+) -> list[str]:
     """One row of `peers`."""
     block = make_block(case.channels, arguments)
     shape = (case.batch, case.channels, *case.size)
     note(f"{case} {arguments} {mode}")
-    if case.batch * block.multiply_adds(case.size) * (3 if mode != "forward" else 1) > LONGEST:
+    multiply_adds = case.batch * block.multiply_adds(case.size) * (3 if mode != "forward" else 1)
+    if place.device == "cpu" and multiply_adds > LONGEST:
         return []
     cells: dict[str, str] = {}
     calls: dict[str, Call] = {}
@@ -72,76 +69,84 @@ def compare(case: Case, arguments: dict[str, Any], mode: str, names: tuple[str, 
         if size > LARGEST_MAP:
             cells[name] = f"needs {size / 2**30:.0f} GiB"
             continue
-        call = MODES[mode](module)
-        x = torch.randn(shape)
-        with torch.no_grad():
-            torch.testing.assert_close(module(x), block(x), rtol=1e-3, atol=1e-3)
+        x = torch.randn(shape, device=place.device)
+        with torch.no_grad():  # in float32, whatever is measured then
+            torch.testing.assert_close(module.to(place.device)(x), block.to(place.device)(x), rtol=1e-3, atol=1e-3)
+        call = MODES[mode](module.to(place.dtype))
+        block.to(torch.float32)
         try:
-            call(x)
+            call(x.to(place.dtype))
         except RuntimeError as error:
             cells[name] = "fails"
             note(f"{name} fails: {str(error).splitlines()[0]}")
             continue
         calls[name] = call
-    times = in_turn(calls, shape, seconds * len(calls), least=3)
+    times = in_turn(calls, shape, seconds * len(calls), least=4, place=place)
     cells |= {name: str(ratio(times[name], times["ours"])) for name in calls if name != "ours"}
-    memory = {name: peak_memory(_peer_call, case, arguments, mode, name) for name in calls}
+    memory = {name: peak_memory(_peer_call, case, arguments, mode, name, place=place) for name in calls}
     what = arguments["pairwise"] + (", d = C, scaled" if "scale" in arguments else "")
     where = case.name + (" after phi and g" if "pool_position" in arguments else "")
     numbers = [f"{memory[name]:.0f}" if name in memory else "" for name in ("ours", *names)]
     return [what, where, str(case.batch), mode, *(cells.get(name, "") for name in names), *numbers]
 
 
-def _peer_call(case: Case, arguments: dict[str, Any], mode: str, name: str) -> tuple[Call, tuple[int, ...]]:
-    block = make_block(case.channels, arguments)
-    return MODES[mode](contestants(block, case.size)[name]), (case.batch, case.channels, *case.size)
+def _peer_call(
+    case: Case, arguments: dict[str, Any], mode: str, name: str, place: Place
+) -> tuple[Call, tuple[int, ...]]:
+    module = contestants(make_block(case.channels, arguments), case.size)[name].to(place.device, place.dtype)
+    return MODES[mode](module), (case.batch, case.channels, *case.size)
 
 
-def limit(seconds: float = 2.0) -> str:
-    """The share of the machine's matrix-product rate that the block reaches, counting what it must compute."""
-    side = 2048
-    matrix = torch.randn(side, side)
+def limit(place: Place, seconds: float = 2.0) -> str:
+    """The share of the matrix-product rate that the block reaches, counting what it must compute, and the bytes of its
+    input and output (and of their gradients) over the rate of a copy, as shares of the time."""
+    side = 2048 if place.device == "cpu" else 8192
+    matrix, much = place.random((side, side)), place.random((64 * 2**20 // place.dtype.itemsize,))
+    others = {"product": lambda _x: matrix @ matrix, "copy": lambda _x: much.clone()}
     rows = []
     for case in PAPER:
         for name in FUNCTIONS:
             note(f"limit: {case} {name}")
-            block = make_block(case.channels, {"pairwise": name, "pool": case.pool})
+            block = make_block(case.channels, {"pairwise": name, "pool": case.pool}).to(place.device, place.dtype)
             must = case.batch * block.multiply_adds(case.size)
+            moved = 2 * case.batch * case.channels * math.prod(case.size) * place.dtype.itemsize
             cells = []
             for mode, factor in (("forward", 1), ("forward + backward", 3)):
-                calls = {"block": MODES[mode](block), "product": lambda _x: matrix @ matrix}
-                times = in_turn(calls, (case.batch, case.channels, *case.size), seconds)
-                shares = ratio([t * factor * must / side**3 for t in times["product"]], times["block"])
-                cells.append(str(shares))
+                calls = {"block": MODES[mode](block), **others}
+                times = in_turn(calls, (case.batch, case.channels, *case.size), seconds, place=place)
+                cells.append(ratio([t * factor * must / side**3 for t in times["product"]], times["block"]))
+                bytes_copied = 2 * much.nbytes  # read and written
+                copied = [t * factor * moved / bytes_copied for t in times["copy"]]
+                cells.append(f"{ratio(copied, times['block']).median:.3f}")
             rows.append([name, case.name, case.batch, *cells])
-    return table(["function", "case", "batch", "forward", "forward + backward"], rows)
+    return table(["function", "case", "batch", "forward", "bytes", "forward + backward", "bytes"], rows)
 
 
-def growth(rounds: int = 3) -> str:
+def growth(place: Place, rounds: int = 3) -> str:
     """Log-log slopes of time and peak memory, forward + backward, against N from 4,096 to 65,536; C = 64."""
     sizes = [4096 * 2**k for k in range(5)]
+    mode = "forward + backward"
     rows = []
     for name in FUNCTIONS:
-        calls, shapes = {}, {}
-        for n in sizes:
-            shapes[n] = (1, 64, n)
-        block = make_block(64, {"pairwise": name})
-        step = MODES["forward + backward"](block)
+        call, _ = _block_call(name, 64, (1,), mode, place)
         times: dict[int, list[float]] = {n: [] for n in sizes}
-        for _ in range(rounds):  # the sizes in turn
+        quadratic = name in ("gaussian", "embedded_gaussian")  # in time, not in memory
+        for _ in range(1 if quadratic else rounds):  # the sizes in turn
             for n in sizes:
                 note(f"growth: {name} {n}")
-                calls = {"ours": step}
-                times[n] += in_turn(calls, shapes[n], 0, least=1)["ours"]
+                times[n] += in_turn({"ours": call}, (1, 64, n), 0, least=1 if quadratic else 5, place=place)["ours"]
         medians = [statistics.median(times[n]) for n in sizes]
-        memory = [peak_memory(_block_call, name, 64, (n,), "forward + backward") for n in sizes]
+        memory = [peak_memory(_block_call, name, 64, (n,), mode, place=place) for n in sizes]
         cells = [f"{m * 1e3:.0f} ms, {mib:.0f} MiB" for m, mib in zip(medians, memory, strict=True)]
         rows.append([name, *cells, f"{slope(sizes, medians):.2f}", f"{slope(sizes, memory):.2f}"])
     return table(["function", *(f"N = {n:,}" for n in sizes), "slope of time", "slope of memory"], rows)
 
 
-def _block_call(name: str, channels: int, size: tuple[int, ...], mode: str) -> tuple[Call, tuple[int, ...]]:
-    return MODES[mode](make_block(channels, {"pairwise": name})), (1, channels, *size)
+def _block_call(
+    name: str, channels: int, size: tuple[int, ...], mode: str, place: Place
+) -> tuple[Call, tuple[int, ...]]:
+    block = make_block(channels, {"pairwise": name}).to(place.device, place.dtype)
+    return MODES[mode](block), (1, channels, *size)
 
 
 def slope(x: list[int], y: list[float]) -> float:
@@ -149,66 +154,155 @@ def slope(x: list[int], y: list[float]) -> float:
     return statistics.linear_regression([math.log(v) for v in x], [math.log(v) for v in y]).slope
 
 
-def choice(seconds: float = 0.5) -> str:
-    """Both forms of each function, forward + backward, and which one `choose_form` takes."""
+def choice(place: Place, seconds: float = 0.5) -> str:
+    """The time of each form over the fastest's, and (bold) the one that `choose_form` takes."""
+    names = ("fused", "tiled", "associative", "sorted", "materialised")
     rows = []
     for name in FUNCTIONS:
-        for n, m, d, v in GRID:
-            note(f"choice: {name} {n} {m} {d} {v}")
-            width = 1 if name == "concatenation" else 2 * d if name == "gaussian" else d
-            exact, materialised = (_Operation(name, n, m, width, v, form) for form in functional.FORMS[name])
-            calls = {"exact": MODES["forward + backward"](exact), "map": MODES["forward + backward"](materialised)}
-            times = in_turn(calls, (1, n, width), seconds)
-            taken = functional.choose_form(name, n, m, width, v)
-            gain = ratio(times["map"], times["exact"])
-            loss = min(gain.median, 1) if taken == functional.FORMS[name][0] else min(1 / gain.median, 1)
-            rows.append([name, n, m, width, v, gain, taken, f"{loss:.2f}"])
-    head = ["function", "N", "M", "width of q, k", "width of v", "map / exact, time", "taken", "best / taken"]
-    return table(head, rows)
+        for mode in MODES if "gaussian" in name else ["forward + backward"]:
+            for batch, n, m, d in GRID:
+                note(f"choice: {name} {mode} {batch} {n} {m} {d}")
+                width = 1 if name == "concatenation" else 2 * d if name == "gaussian" else d
+                query = place.random((batch, n, width)).requires_grad_(mode != "forward")
+                forms = functional.FORMS[name]
+                calls = {form: MODES[mode](_Operation(query.detach(), name, m, d, form)) for form in forms}
+                times = in_turn(calls, tuple(query.shape), seconds, place=place)
+                medians = {form: statistics.median(times[form]) for form in calls}
+                best = min(medians, key=medians.__getitem__)
+                taken = functional.choose_form(name, n, m, width, d, batch, query)
+                cells = {form: f"{ratio(times[form], times[best]).median:.2f}" for form in forms}
+                cells[taken] = f"**{cells[taken]}**"
+                rows.append([name, mode, batch, n, m, width, d, *(cells.get(form, "") for form in names)])
+    return table(["function", "mode", "batch", "N", "M", "width of q, k", "width of v", *names], rows)
 
 
 GRID = [
-    (n, m, d, d)
-    for n, m in ((49, 49), (196, 49), (196, 196), (784, 196), (784, 784), (3136, 784), (3136, 3136), (4096, 4096))
-    for d in (32, 256, 512)
+    (batch, n, m, d)
+    for batch, n, m in (
+        (1, 196, 49),
+        (1, 196, 196),
+        (1, 784, 196),
+        (1, 784, 784),
+        (8, 784, 196),
+        (8, 784, 784),
+        (1, 3136, 784),
+        (1, 3136, 3136),
+        (1, 4096, 4096),
+    )
+    for d in (32, 128, 256, 512)
 ]
 
 
 class _Operation(nn.Module):
     """Eq. 1 in one form, of a query that is given; keys and values are its parameters."""
 
-    def __init__(self, name: str, n: int, m: int, width: int, v: int, form: str) -> None:
+    def __init__(self, query: Tensor, name: str, m: int, v: int, form: str) -> None:
         super().__init__()
         self.name, self.form = name, form
-        self.key = nn.Parameter(torch.randn(1, m, width))
-        self.value = nn.Parameter(torch.randn(1, m, v))
+        self.key = nn.Parameter(torch.randn_like(query[:, :1].expand(-1, m, -1)))
+        self.value = nn.Parameter(torch.randn_like(query[:, :1, :1].expand(-1, m, v)))
 
-    def forward(self, query: torch.Tensor) -> torch.Tensor:
+    def forward(self, query: Tensor) -> Tensor:
         scale = query.shape[2] ** -0.5 if "gaussian" in self.name else 1.0
         return functional.nonlocal_operation(self.name, query, self.key, self.value, scale=scale, form=self.form)
 
 
-def networks(seconds: float = 20.0) -> str:
+def kernels(place: Place, seconds: float = 0.5) -> str:
+    """Which kernel scaled_dot_product_attention runs at each width, forward + backward, and what each takes over it."""
+    n = 1024 if place.device == "cpu" else 8192
+    backends = [] if place.device == "cpu" else [b for b in SDPBackend.__members__.values() if b.value >= 0]
+    rows = []
+    for d in WIDTHS:
+        for v in (d, d // 2):
+            note(f"kernels: {d} {v}")
+            query = place.random((1, n, d))
+            fused, tiled, materialised = (
+                _Operation(query, "embedded_gaussian", n, v, form) for form in functional.FORMS["embedded_gaussian"]
+            )
+            with _Kernels() as seen:
+                fused(query)
+            step = MODES["forward + backward"]
+            calls = {"torch's choice": step(fused), "tiled": step(tiled), "materialised": step(materialised)}
+            refused = []
+            for backend in backends:
+                call = sdpa_kernel(backend)(step(fused))
+                try:
+                    call(place.random((1, n, d)))
+                except RuntimeError:
+                    refused.append(backend.name)
+                else:
+                    calls[backend.name] = call
+            times = in_turn(calls, (1, n, d), seconds, place=place)
+            over = {name: ratio(mine, times["torch's choice"]).median for name, mine in times.items()}
+            cells = "; ".join(f"{name} {value:.2f}" for name, value in over.items() if name != "torch's choice")
+            rows.append([d, v, seen.name, cells, ", ".join(refused)])
+    return table(["width of q, k", "width of v", "runs", "over its time", "refuse"], rows)
+
+
+WIDTHS = (32, 64, 128, 256, 512, 1024)
+
+
+class _Kernels(TorchDispatchMode):
+    """The name of the attention kernel that runs within."""
+
+    name = "products and softmax (the map)"
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "attention" in func.__name__:
+            self.name = func.__name__.partition(".")[0].strip("_")
+        return func(*args, **(kwargs or {}))
+
+
+def networks(place: Place, seconds: float = 20.0) -> str:
     """What five blocks add to a ResNet-50: time over multiply-adds, forward + backward, batch 2 of 224 x 224."""
+    import timm
+
+    shape = (2 if place.device == "cpu" else 32, 3, 224, 224)
     plain = timm.create_model("resnet50").train()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        plain(torch.randn(2, 3, 224, 224))
+        plain(torch.randn(2, *shape[1:]))
     multiply_adds = counter.get_total_flops() / 2 / 2  # a flop counter counts both, and two images
+    step = MODES["forward + backward"]
     rows = []
     for name in FUNCTIONS:
         note(f"networks: {name}")
         model = timm.create_model("resnet50").train()
-        report = nln.insert(model, "paper-5", example=torch.zeros(1, 3, 224, 224), pairwise=name)
+        report = nln.insert(model, "paper-5", example=torch.zeros(1, *shape[1:]), pairwise=name)
         added = sum(row.multiply_adds for row in report.rows)
-        calls = {"plain": MODES["forward + backward"](plain), "blocks": MODES["forward + backward"](model)}
-        times = in_turn(calls, (2, 3, 224, 224), seconds)
+        calls = {"plain": step(plain.to(*place)), "blocks": step(model.to(*place))}
+        times = in_turn(calls, shape, seconds, place=place)
         gained = ratio(times["blocks"], times["plain"])
         share = added / multiply_adds
         rows.append([name, f"{share:.3f}", gained, f"{(gained.median - 1) / share:.2f}"])
     return table(["function", "multiply-adds added", "time, times", "added time / added multiply-adds"], rows)
 
 
-def startup(rounds: int = 4) -> str:
+def compiled(place: Place, seconds: float = 10.0) -> str:
+    """The time of eager over that of torch.compile(fullgraph=True), forward + backward, outputs equal first."""
+    rows = []
+    for what, shape in (("res3 block, pooled", (1, 512, 4, 28, 28)), ("ResNet-50, paper-5", (2, 3, 224, 224))):
+        for name in FUNCTIONS:
+            note(f"compiled: {what} {name}")
+            if what == "ResNet-50, paper-5":
+                import timm
+
+                model = timm.create_model("resnet50").train()
+                nln.insert(model, "paper-5", example=torch.zeros(1, *shape[1:]), pairwise=name)
+            else:
+                model = make_block(shape[1], {"pairwise": name, "pool": (1, 2, 2)})
+            model = model.to(*place)
+            fast = torch.compile(model, fullgraph=True)
+            x = place.random(shape)
+            with torch.no_grad():
+                torch.testing.assert_close(fast(x), model(x), rtol=1e-2, atol=1e-2)
+            step = MODES["forward + backward"]
+            times = in_turn({"eager": step(model), "compiled": step(fast)}, shape, seconds, place=place)
+            rows.append([what, name, ratio(times["eager"], times["compiled"])])
+            torch.compiler.reset()
+    return table(["what", "function", "eager / compiled, time"], rows)
+
+
+def startup(_place: Place, rounds: int = 4) -> str:
     """How long train.py takes to say something, beside the imports that it cannot do without."""
     commands = {
         "imports": ["-c", "import torch, pytorch_lightning, timm"],
@@ -229,4 +323,13 @@ def startup(rounds: int = 4) -> str:
 
 
 TRAIN = ["train.py", "fit", "--config", "configs/image/cued_digits.yaml"]
-TABLES = {"startup": startup, "peers": peers, "limit": limit, "growth": growth, "choice": choice, "networks": networks}
+TABLES = {
+    "startup": startup,
+    "peers": peers,
+    "limit": limit,
+    "growth": growth,
+    "choice": choice,
+    "kernels": kernels,
+    "networks": networks,
+    "compiled": compiled,
+}

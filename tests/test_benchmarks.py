@@ -1,6 +1,8 @@
 """The benchmarks measure what they say: contestants compute the same, a ratio is of one round, memory is counted."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from benchmarks.__main__ import README, keep
 from benchmarks.cases import CASES, Case
 from benchmarks.peers import contestants, make_block
 
+ROOT = Path(__file__).parents[1]
 SMALL = [
     Case("1-D", 8, (12,), None, 2),
     Case("2-D", 8, (4, 6), None, 2),
@@ -53,7 +56,7 @@ def test_training_reaches_the_input_and_every_parameter():
     assert all(parameter.grad is not None for parameter in layer.parameters())
 
 
-def make_a_map(mebibytes):
+def make_a_map(mebibytes, _place):
     return (lambda _x: torch.ones(mebibytes * 2**18)), (1,)
 
 
@@ -67,14 +70,61 @@ def test_slope_of_a_power():
     assert tables.slope([1, 2, 4, 8], [3 * n**1.5 for n in (1, 2, 4, 8)]) == pytest.approx(1.5)
 
 
-def test_every_table_has_its_place(tmp_path, monkeypatch):
+def test_every_table_has_its_place(tmp_path):
     assert set(re.findall(r"<!-- (\w+) -->", README.read_text())) == set(tables.TABLES)
-    monkeypatch.setattr("benchmarks.__main__.README", copy := tmp_path / "README.md")
-    copy.write_text("before\n<!-- x -->\nold\n<!-- end of x -->\nafter\n")
-    keep("x", "new")
+    (copy := tmp_path / "README.md").write_text("before\n<!-- x -->\nold\n<!-- end of x -->\nafter\n")
+    keep("x", "new", copy)
     assert copy.read_text() == "before\n<!-- x -->\nnew\n<!-- end of x -->\nafter\n"
-    with pytest.raises(SystemExit, match="no place for y"):
-        keep("y", "new")
+    keep("y", "a new table", copy)
+    keep("y", "again", copy)
+    assert copy.read_text().endswith("after\n\n## y\n\n<!-- y -->\nagain\n<!-- end of y -->\n")
+    keep("x", "first", fresh := tmp_path / "card-float16.md")
+    assert fresh.read_text().count("first") == 1
+
+
+def run_benchmarks(*arguments):
+    command = [sys.executable, "-m", "benchmarks", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["speed"], "no table speed; there are startup, peers"),
+        (["--dtype", "float16"], "on the CPU float32 is measured, got --dtype float16"),
+        (["--device", "tpu"], "invalid choice: 'tpu'"),
+    ],
+)
+def test_a_benchmark_that_there_is_not(arguments, message):
+    result = run_benchmarks(*arguments)
+    assert result.returncode == 2
+    assert message in result.stderr
+
+
+@pytest.mark.slow
+def test_the_benchmarks_need_torch_only():
+    """`make bench DEVICE=cuda` on a machine with a card, a checkout and torch: what else they import is not needed."""
+    program = """
+import sys
+for name in ("timm", "mmcv", "pytorch_lightning", "torchmetrics", "torchvision", "wandb", "lightning_utilities"):
+    sys.modules[name] = None
+import benchmarks.__main__
+from benchmarks import tables
+from benchmarks.cases import Case
+from benchmarks.measure import CPU
+print(tables.compare(Case("1-D", 8, (12,)), {"pairwise": "gaussian"}, "forward", ("equation",), 0.01, CPU))
+"""
+    result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "'gaussian', '1-D'" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["choice", "kernels"])
+def test_tables_of_the_forms(name, monkeypatch):
+    monkeypatch.setattr(tables, "GRID", [(2, 9, 5, 4)])
+    monkeypatch.setattr(tables, "WIDTHS", (8,))
+    text = tables.TABLES[name](measure.CPU, seconds=0)
+    assert len(text.splitlines()) == (2 + 6 if name == "choice" else 4)
+    assert ("**" if name == "choice" else "flash_attention_for_cpu") in text
 
 
 def test_the_papers_shapes_are_there():

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nonlocal_nets.nn import NonLocalBlock, Pairwise, functional
-from tests.nn.oracle import PAIRWISE, SOFTMAX, BlockOracle, randomise
+from tests.nn.oracle import PAIRWISE, SOFTMAX, BlockOracle, Operations, randomise
 
 C = 5
 NORMS = ("batch", "layer", "none")
@@ -714,16 +714,33 @@ def test_a_function_without_weights_says_so():
         NonLocalBlock(C, pairwise=Nothing)(torch.zeros(2, C, 3))
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("pairwise", PAIRWISE)
-def test_memory_format_is_kept(pairwise, norm):
-    block = make(pairwise, norm=norm).eval()
+def test_memory_format_is_kept(pairwise, norm, training):
+    block = make(pairwise, norm=norm).train(training)
     for size, channels_last in (((3, 5), torch.channels_last), ((2, 3, 5), torch.channels_last_3d)):
         x = normal(2, C, *size)
         z = block(x.to(memory_format=channels_last))
         assert z.is_contiguous(memory_format=channels_last)
         assert block(x).is_contiguous()
         close(z, block(x))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("pairwise", PAIRWISE)
+def test_channels_last_is_not_copied(pairwise, norm):
+    """Neither the input nor what is as large: no clone and no copy runs. The contiguous input is what they are for."""
+    block = make(pairwise, norm=norm)
+    for size, channels_last in (((3, 5), torch.channels_last), ((2, 3, 5), torch.channels_last_3d)):
+        x, copies = normal(2, C, *size), []
+        for memory_format in (channels_last, torch.contiguous_format):
+            given = x.contiguous(memory_format=memory_format)
+            with Operations() as operations:
+                block(given)
+            copies.append({"clone", "copy_", "_to_copy"} & set(operations.names))
+        assert copies[0] == set()
+        assert copies[1] != set()
 
 
 @pytest.mark.parametrize("pairwise", PAIRWISE)

@@ -163,9 +163,9 @@ def choose_form(pairwise: str, n: int, m: int, d: int, v: int, batch: int = 1, l
     """The cheapest exact form for n queries, m keys, and widths d and v, of tensors of the device and dtype of `like`.
 
     In an export, one that holds for any n and m: sizes are symbols there, and the sorted form has its own backward.
-    By multiply-adds for the dot product. The other constants are where two forms took the same time, forward and
-    backward, on two cores of a Xeon in float32 (`python -m benchmarks choice`). Nothing of it was measured on a GPU:
-    there, and in half precision, a softmax is left to the kernel that torch picks.
+    By multiply-adds for the dot product. The other constants are where two forms took the same time on two cores of a
+    Xeon in float32 (`python -m benchmarks choice`). Nothing of it was measured on a GPU: there, and in half precision,
+    a softmax is left to the kernel that torch picks.
     """
     if torch.compiler.is_exporting():
         return "materialised" if pairwise == "concatenation" else FORMS[pairwise][0]
@@ -175,10 +175,12 @@ def choose_form(pairwise: str, n: int, m: int, d: int, v: int, batch: int = 1, l
         return "sorted" if n * m > (n + m) * (v + 128) else "materialised"
     if like is not None and (like.device.type != "cpu" or like.dtype not in (torch.float32, torch.float64)):
         return "fused"
-    if batch * n * m <= 300_000 + 12 * (d + v) ** 2:
+    # a map costs memory traffic; without it one product of six is done again for a gradient, or a value is padded
+    again, padded = like is None or like.requires_grad, d != v
+    if batch * n * m <= (3_000_000 if padded else 300_000) + (12 if again else 4) * (d + v) ** 2:
         return "materialised"
-    # the kernel for the CPU has one width: a narrower value is padded. A compiler would unroll the tiles
-    return "fused" if d == v or max(d, v) <= 128 or torch.compiler.is_compiling() else "tiled"
+    tiled = padded and max(d, v) > 128 and not torch.compiler.is_compiling()  # a compiler would unroll the tiles
+    return "tiled" if tiled else "fused"
 
 
 def multiply_adds(pairwise: str, n: int, m: int, d: int, v: int) -> int:

@@ -120,8 +120,9 @@ class NonLocalBlock(nn.Module):
             None if key_mask is None else grid.to_windows(key_mask, grids.keys, grids.key_windows),
         )
         y_BNV = grid.from_windows(y, grids.size, grids.windows)
-        residual_BNC = self._out(y_BNV, None if mask is None else mask.flatten(1))
-        return x + torch.unflatten(residual_BNC.transpose(1, 2), 2, grids.size).to(x.dtype)
+        channels_last = x.movedim(1, -1).is_contiguous() and not x.is_contiguous()
+        residual_BCN = self._out(y_BNV, None if mask is None else mask.flatten(1), channels_last)
+        return x + torch.unflatten(residual_BCN, 2, grids.size).to(x.dtype)
 
     def weights(self, x: Tensor, queries: Sequence[int] | Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """The map f / C(x), exact: (B, Q, M) in float32 or wider, for all N positions or the flat indices `queries`.
@@ -184,8 +185,12 @@ class NonLocalBlock(nn.Module):
         query = self.pairwise.query(self, x_BSC)
         return query.flatten(1, -2), key.flatten(1, -2), value.flatten(1, -2), key_mask
 
-    def _out(self, y: Tensor, valid: Tensor | None) -> Tensor:
-        """norm(W_z y), (B, N, V) -> (B, N, C), zero at padding; the statistics are those of the valid positions."""
+    def _out(self, y: Tensor, valid: Tensor | None, channels_last: bool) -> Tensor:
+        """norm(W_z y), (B, N, V) -> (B, C, N), zero at padding; the statistics are those of the valid positions.
+
+        The norm's input has the layout of x, and so the gradient that comes back to it: where these two differ, the
+        backward pass of batch norm on the CPU is ten times as slow.
+        """
         device = y.device.type
         autocast = torch.is_autocast_enabled(device)
         if autocast and torch.get_autocast_dtype(device) == torch.float16 and y.dtype == torch.float32:
@@ -194,13 +199,15 @@ class NonLocalBlock(nn.Module):
             u: Tensor = self.out(y if autocast else y.to(self.out.weight.dtype))
             if not isinstance(self.norm, _BatchNorm):
                 u = self.norm(u)
+            elif valid is None and not channels_last:
+                return self.norm(u.transpose(1, 2).contiguous())  # type: ignore[no-any-return]
             elif valid is None or not (self.norm.training or self.norm.running_mean is None):
                 u = self.norm(u.flatten(0, 1)).view_as(u)
             elif valid.any():
                 u = torch.zeros_like(u).masked_scatter(valid[..., None], self.norm(u[valid]))
             else:  # nothing to normalise; yet DDP wants a gradient, of zero, for every parameter
                 u = u * self.norm.weight + self.norm.bias
-        return u if valid is None else u.masked_fill(~valid[..., None], 0)
+        return (u if valid is None else u.masked_fill(~valid[..., None], 0)).transpose(1, 2)
 
     def _check_input(self, x: Tensor, mask: Tensor | None) -> _Grids:
         if x.ndim < 3 or x.shape[1] != self.channels:
