@@ -236,8 +236,8 @@ def test_choose_form_of_a_softmax(pairwise):
     assert functional.choose_form(pairwise, 4096, 4096, 512, 256) == "tiled"
     assert functional.choose_form(pairwise, 784, 784, 512, 256) == "materialised"
     assert functional.choose_form(pairwise, 784, 784, 512, 256, batch=32) == "tiled", "the maps of a batch add up"
-    assert functional.choose_form(pairwise, 3136, 3136, 512, 512) == "materialised"
-    assert functional.choose_form(pairwise, 3136, 3136, 512, 512, 1, torch.zeros(1)) == "fused", "without a gradient"
+    assert functional.choose_form(pairwise, 784, 784, 256, 256) == "materialised"
+    assert functional.choose_form(pairwise, 784, 784, 256, 256, 1, torch.zeros(1)) == "fused", "without a gradient"
     for like in (torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1, device="meta")):
         assert functional.choose_form(pairwise, 784, 784, 512, 256, 1, like) == "fused"
 

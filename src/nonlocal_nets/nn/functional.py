@@ -175,9 +175,9 @@ def choose_form(pairwise: str, n: int, m: int, d: int, v: int, batch: int = 1, l
         return "sorted" if n * m > (n + m) * (v + 128) else "materialised"
     if like is not None and (like.device.type != "cpu" or like.dtype not in (torch.float32, torch.float64)):
         return "fused"
-    # a map costs memory traffic; without it one product of six is done again for a gradient, or a value is padded
-    again, padded = like is None or like.requires_grad, d != v
-    if batch * n * m <= (3_000_000 if padded else 300_000) + (12 if again else 4) * (d + v) ** 2:
+    # without the map a gradient takes one product of six more, and torch's kernel pads a value narrower than the keys
+    padded, small = d != v, batch * n * m <= (3_000_000 if d != v else 300_000) + 12 * (d + v) ** 2
+    if small and (like is None or like.requires_grad):
         return "materialised"
     tiled = padded and max(d, v) > 128 and not torch.compiler.is_compiling()  # a compiler would unroll the tiles
     return "tiled" if tiled else "fused"
