@@ -5,7 +5,7 @@ UV := $(BIN)/uv
 COMPARE := $(BIN)/python -m nonlocal_nets.compare
 QUIET := --trainer.enable_progress_bar=false --trainer.enable_model_summary=false
 
-.PHONY: demo results transfer test test-all check format bench lock
+.PHONY: demo results transfer test test-all test-cuda check format bench lock
 
 demo: .venv/installed  ## train, test, compare with the same network without the block, draw a picture
 	$(COMPARE) configs/image/cued_digits.yaml --variant "with the block:" --variant "without: --model.blocks=none"
@@ -27,6 +27,9 @@ test: .venv/installed  ## the fast tests
 
 test-all: .venv/installed  ## all tests
 	$(BIN)/python -m pytest
+
+test-cuda: .venv/installed  ## the layer on a GPU against the oracles on the CPU
+	$(BIN)/python -m pytest -m oracle --device cuda tests/nn
 
 check: .venv/installed  ## linters and types
 	$(BIN)/ruff check .

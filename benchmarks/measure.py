@@ -104,7 +104,7 @@ Make = Callable[..., tuple[Call, tuple[int, ...]]]
 
 
 def peak_memory(make: Make, *arguments: Any, place: Place = CPU) -> float:
-    """MiB by which a call raises the peak above that of building it: of the device, or of a process of its own.
+    """MiB by which a call raises the peak above that of a small call: of the device, or of a process of its own.
 
     Args:
         make: a function of a module, `make(*arguments, place) -> (call, shape of its input)`; all of them are sent to
@@ -113,7 +113,7 @@ def peak_memory(make: Make, *arguments: Any, place: Place = CPU) -> float:
     if place.device != "cpu":
         return _peak_of_device(make, *arguments, place)
     context = multiprocessing.get_context("forkserver")  # its server imports torch once, and computes nothing itself
-    context.set_forkserver_preload(["benchmarks.tables"])
+    context.set_forkserver_preload(["benchmarks.tables", "timm.layers", "mmcv.cnn"])
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=_peak_of_process, args=(send, torch.get_num_threads(), make, *arguments, place))
     process.start()
@@ -130,6 +130,7 @@ def peak_memory(make: Make, *arguments: Any, place: Place = CPU) -> float:
 def _peak_of_process(send: Any, threads: int, make: Make, *arguments: Any) -> None:
     torch.set_num_threads(threads)
     call, shape = make(*arguments)
+    call(arguments[-1].random((1, *shape[1:2], *(min(4, size) for size in shape[2:]))))  # loads code, takes workspaces
     x = arguments[-1].random(shape)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     call(x)
@@ -139,7 +140,7 @@ def _peak_of_process(send: Any, threads: int, make: Make, *arguments: Any) -> No
 def _peak_of_device(make: Make, *arguments: Any) -> float:
     call, shape = make(*arguments)
     x = arguments[-1].random(shape)
-    call(x)  # libraries take their workspaces in the first call
+    call(x)  # takes workspaces
     torch.accelerator.reset_peak_memory_stats()
     before = torch.accelerator.memory_allocated()
     call(x)

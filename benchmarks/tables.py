@@ -10,7 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -39,7 +41,7 @@ def variants(case: Case) -> list[dict[str, Any]]:
     return [*rows, {"pairwise": "embedded_gaussian", **pools, "scale": True, "inner_channels": case.channels}]
 
 
-def peers(place: Place, seconds: float = 0.5) -> str:
+def peers(place: Place, seconds: float = 0.3) -> str:
     """How much longer each peer takes than we do, and its peak memory; 2.00 means twice our time."""
     names = ("equation", "timm", "mmcv", "attention")
     head = ["function", "case", "batch", "mode", *(f"{name}, time" for name in names)]
@@ -118,8 +120,26 @@ def limit(place: Place, seconds: float = 2.0) -> str:
                 bytes_copied = 2 * much.nbytes  # read and written
                 copied = [t * factor * moved / bytes_copied for t in times["copy"]]
                 cells.append(f"{ratio(copied, times['block']).median:.3f}")
-            rows.append([name, case.name, case.batch, *cells])
-    return table(["function", "case", "batch", "forward", "bytes", "forward + backward", "bytes"], rows)
+            x = place.random((case.batch, case.channels, *case.size))
+            rows.append([name, case.name, case.batch, *cells, *where(MODES["forward + backward"](block), x, place)])
+    head = ["function", "case", "batch", "forward", "bytes", "forward + backward", "bytes", "in products", "launches"]
+    return table(head, rows)
+
+
+def where(call: Call, x: Tensor, place: Place) -> tuple[str, int]:
+    """The share of its operators' time that a call spends in matrix products, and how many operators it runs."""
+    activity = ProfilerActivity.CPU if place.device == "cpu" else ProfilerActivity.CUDA
+    with profile(activities=[activity]) as profiler:
+        call(x)
+    events = [e for e in profiler.key_averages() if e.device_type == DeviceType.CPU or place.device != "cpu"]
+    field = "self_cpu_time_total" if place.device == "cpu" else "self_device_time_total"
+    times = {e.key: (getattr(e, field), e.count) for e in events if getattr(e, field)}
+    products = sum(t for name, (t, _) in times.items() if any(word in name for word in PRODUCTS))
+    launches = sum(count for name, (_, count) in times.items() if name.startswith("aten::") or place.device != "cpu")
+    return f"{products / sum(t for t, _ in times.values()):.2f}", launches
+
+
+PRODUCTS = ("mm", "attention", "gemm", "TiledSoftmax")  # in the names of operators and kernels
 
 
 def growth(place: Place, rounds: int = 3) -> str:
@@ -129,16 +149,18 @@ def growth(place: Place, rounds: int = 3) -> str:
     rows = []
     for name in FUNCTIONS:
         call, _ = _block_call(name, 64, (1,), mode, place)
-        times: dict[int, list[float]] = {n: [] for n in sizes}
-        quadratic = name in ("gaussian", "embedded_gaussian")  # in time, not in memory
-        for _ in range(1 if quadratic else rounds):  # the sizes in turn
-            for n in sizes:
+        linear = name in ("dot_product", "concatenation")  # a softmax is so in memory only
+        times: dict[int, list[float]] = {n: [] for n in (sizes if linear else sizes[:-1])}
+        for _ in range(rounds if linear else 1):  # the sizes in turn
+            for n in times:
                 note(f"growth: {name} {n}")
-                times[n] += in_turn({"ours": call}, (1, 64, n), 0, least=1 if quadratic else 5, place=place)["ours"]
-        medians = [statistics.median(times[n]) for n in sizes]
+                times[n] += in_turn({"ours": call}, (1, 64, n), 0, least=5 if linear else 1, place=place)["ours"]
+        medians = {n: statistics.median(times[n]) for n in times}
         memory = [peak_memory(_block_call, name, 64, (n,), mode, place=place) for n in sizes]
-        cells = [f"{m * 1e3:.0f} ms, {mib:.0f} MiB" for m, mib in zip(medians, memory, strict=True)]
-        rows.append([name, *cells, f"{slope(sizes, medians):.2f}", f"{slope(sizes, memory):.2f}"])
+        milliseconds = [f"{medians[n] * 1e3:.0f} ms, " if n in medians else "" for n in sizes]
+        cells = [f"{ms}{mib:.0f} MiB" for ms, mib in zip(milliseconds, memory, strict=True)]
+        slopes = slope(list(medians), list(medians.values())), slope(sizes, memory)
+        rows.append([name, *cells, *(f"{value:.2f}" for value in slopes)])
     return table(["function", *(f"N = {n:,}" for n in sizes), "slope of time", "slope of memory"], rows)
 
 

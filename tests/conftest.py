@@ -1,5 +1,15 @@
 """One thread: the tests are small, and two threads that wait for each other on a busy machine are slower than one."""
 
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", help="where the layer computes in the tests marked oracle, such as cuda")
+
+
+def pytest_configure(config):
+    if config.getoption("--device") == "cuda" and not torch.cuda.is_available():
+        raise pytest.UsageError("--device cuda: torch finds no CUDA device here")

@@ -4,6 +4,7 @@ import copy
 import itertools
 import math
 import pickle
+from contextlib import nullcontext
 from unittest import mock
 
 import numpy as np
@@ -78,6 +79,7 @@ def masks(data, size):
     return mask
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("axes", [1, 2, 3, 4])
 @pytest.mark.parametrize("pairwise", PAIRWISE)
 @settings(deadline=None, max_examples=20, derandomize=True)
@@ -100,6 +102,7 @@ def test_block_is_the_oracle(pairwise, axes, data):
         close(block(x, mask=mask), expected)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("form", [0, 1, -1])
 @pytest.mark.parametrize("pool_position", ["input", "embedding"])
 @pytest.mark.parametrize("pairwise", PAIRWISE)
@@ -115,6 +118,7 @@ def test_block_with_everything_at_once_is_the_oracle(pairwise, pool_position, fo
         close(block(x, mask=mask), expected)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("pool", [None, 2])
 def test_scale_divides_the_logits_by_the_root_of_the_width(pool):
     x = normal(2, C, 7)
@@ -123,6 +127,7 @@ def test_scale_divides_the_logits_by_the_root_of_the_width(pool):
     assert not torch.allclose(block(x), BlockOracle(block.state_dict(), "embedded_gaussian", pool=pool)(x))
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize(("channels", "inner"), [(1, None), (7, None), (3, 11)])
 @pytest.mark.parametrize("pairwise", PAIRWISE)
 def test_any_widths(pairwise, channels, inner):
@@ -132,6 +137,7 @@ def test_any_widths(pairwise, channels, inner):
     close(block(x), BlockOracle(block.state_dict(), pairwise)(x))
 
 
+@pytest.mark.oracle
 def test_running_statistics_are_those_of_the_valid_positions():
     x, mask = normal(2, C, 7), corners(2, (7,), [(3,), (5,)])
     block = make()
@@ -145,6 +151,7 @@ def test_running_statistics_are_those_of_the_valid_positions():
 # --- symmetries -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("pairwise", PAIRWISE)
 def test_one_class_serves_every_number_of_axes(pairwise, norm):
@@ -154,6 +161,7 @@ def test_one_class_serves_every_number_of_axes(pairwise, norm):
         close(make(pairwise, norm=norm)(x.unflatten(2, size)).flatten(2), flat)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("pairwise", PAIRWISE)
 def test_permuting_the_positions_permutes_the_output(pairwise, masked):
@@ -163,6 +171,7 @@ def test_permuting_the_positions_permutes_the_output(pairwise, masked):
     close(block(x[..., order], mask=None if mask is None else mask[:, order]), block(x, mask=mask)[..., order])
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("pairwise", PAIRWISE)
 def test_a_batch_is_its_samples(pairwise, masked):
@@ -175,6 +184,7 @@ def test_a_batch_is_its_samples(pairwise, masked):
 # --- windows ----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("pool", [None, 2])
 @pytest.mark.parametrize("pairwise", PAIRWISE)
@@ -185,6 +195,7 @@ def test_a_window_that_spans_everything_is_no_window(pairwise, pool, masked):
         assert torch.equal(make(pairwise, pool=pool, window=window)(x, mask=mask), plain)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize(
     ("window", "pool", "fold", "unfold"),
     [
@@ -240,6 +251,7 @@ def oracle_map(oracle, x, mask, cells):
     return torch.from_numpy(maps), torch.from_numpy(values)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("window", [None, (2, None)])
 @pytest.mark.parametrize("pool", POOLS)
@@ -277,6 +289,7 @@ def test_weights_checks_input_and_mask_as_forward_does():
 # --- a new block ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("pairwise", PAIRWISE)
@@ -301,6 +314,7 @@ def without_gradient(pairwise, norm, training):
     return zero
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("pool", POOLS)
@@ -316,6 +330,7 @@ def test_every_parameter_gets_a_gradient(pairwise, pool, norm, training):
     assert x.grad.abs().min() > 0
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("pairwise", PAIRWISE)
 def test_a_new_block_starts_to_learn(pairwise, norm):
@@ -334,6 +349,7 @@ def test_a_new_block_starts_to_learn(pairwise, norm):
             assert {name for name, size in sizes.items() if size < 1e-9} == without_gradient(pairwise, norm, True)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("pairwise", PAIRWISE)
 def test_gradients_are_numerically_right(pairwise):
     x, mask = normal(2, 3, 4, 2).requires_grad_(), corners(2, (4, 2), [(3, 2), (4, 1)])
@@ -371,6 +387,7 @@ def pad(x, mask, size, fill):
     return padded, wider
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("fill", [0.0, 1e6, float("nan"), float("inf")])
 @pytest.mark.parametrize("pool", POOLS)
@@ -386,6 +403,7 @@ def test_padding_further_changes_nothing(pairwise, pool, fill, norm):
             torch.testing.assert_close(got[name], value, rtol=0, atol=1e-9, msg=lambda m, name=name: f"{name}: {m}")
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("pool", POOLS)
 @pytest.mark.parametrize("pairwise", PAIRWISE)
@@ -407,6 +425,7 @@ def test_a_padded_sample_is_the_sample_alone(pairwise, pool, norm):
         close(got[name], statistic)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("window", [(2, None), (None, 3)])
 @pytest.mark.parametrize("pairwise", PAIRWISE)
 def test_padding_by_whole_windows_changes_nothing(pairwise, window):
@@ -419,6 +438,7 @@ def test_padding_by_whole_windows_changes_nothing(pairwise, window):
         torch.testing.assert_close(got[name], value, rtol=0, atol=1e-9)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("pairwise", PAIRWISE)
@@ -430,6 +450,7 @@ def test_a_full_mask_is_no_mask(pairwise, norm, training):
         close(a, b)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("everything", [False, True], ids=["one sample", "all samples"])
 @pytest.mark.parametrize("norm", NORMS)
@@ -555,6 +576,7 @@ def test_a_block_in_bfloat16(pairwise, norm):
     assert torch.isfinite(block.train()(x, mask=corners(2, (5, 7), [(3, 5), (5, 2)]))).all()
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("pairwise", PAIRWISE)
 def test_float32_is_near_the_oracle_on_both_sides_of_the_choice(pairwise):
     """Small maps are built, large ones are not: both agree with the oracle (here torch's own einsum, in float64)."""
@@ -581,6 +603,24 @@ def einsum_residual(pairwise, state, x):
         f = f / x.shape[2] if pairwise == "dot_product" else torch.softmax(f, -1)
     y = torch.einsum("bnm,bmv->bnv", f, linear["g"])
     return (torch.einsum("bnv,cv->bcn", y, state["out.weight"])) + state["out.bias"][:, None]
+
+
+# --- on another device -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("pairwise", PAIRWISE)
+def test_what_the_option_device_does_is_seen_by_no_test(pairwise, computing_on):
+    """Outputs, gradients and running statistics of the patched layer (`--device`) are those of the layer."""
+    x, results = normal(2, C, 4, 3), []
+    for context in (nullcontext(), computing_on("cpu")):
+        block, leaf = make(pairwise), x.clone().requires_grad_()
+        with context:
+            z = block(leaf)
+            rows = block.weights(x)
+        z.square().sum().backward()
+        results.append([z, rows, leaf.grad, *(p.grad for p in block.parameters()), *block.buffers()])
+    for got, expected in zip(*results, strict=True):
+        close(got, expected)
 
 
 # --- as a module ------------------------------------------------------------------------------------------------------
@@ -685,6 +725,7 @@ class Cosine(Pairwise):
         return f.masked_fill(~mask, 0) / mask.sum(-1, keepdim=True).clamp(min=1)
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_function_of_ones_own(masked):
     x, mask = normal(2, C, 4, 3), corners(2, (4, 3), [(3, 3), (4, 2)]) if masked else None
@@ -714,6 +755,7 @@ def test_a_function_without_weights_says_so():
         NonLocalBlock(C, pairwise=Nothing)(torch.zeros(2, C, 3))
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("pairwise", PAIRWISE)
@@ -743,6 +785,7 @@ def test_channels_last_is_not_copied(pairwise, norm):
         assert copies[1] != set()
 
 
+@pytest.mark.oracle
 @pytest.mark.parametrize("pairwise", PAIRWISE)
 def test_strided_inputs(pairwise):
     """Views that are not contiguous in any format: slices, transposes and expanded tensors."""

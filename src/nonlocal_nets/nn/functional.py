@@ -27,7 +27,9 @@ FORMS = {
     "concatenation": ("sorted", "materialised"),
 }
 
+C_IS_A_SUM = {"gaussian": True, "embedded_gaussian": True, "dot_product": False, "concatenation": False}
 TILE = 2**21  # entries of the map that the tiled form holds at a time
+BLOCK = 16  # of the prefix sums of the sorted form
 
 
 def nonlocal_operation(
@@ -70,17 +72,20 @@ def nonlocal_operation(
     if form == "fused":
         return _fused(query, key, value, mask, scale)
     with torch.autocast(query.device.type, enabled=False):
-        if form == "materialised":
-            return weights(pairwise, query, key, mask=mask, scale=scale, weight=weight) @ _wide(value)
         query, key, value = _wide(query), _wide(key), _wide(value)
         if form == "tiled":
             y: Tensor = _TiledSoftmax.apply(query, key, value, mask, scale)
             return y
+        if C_IS_A_SUM[pairwise]:
+            return weights(pairwise, query, key, mask=mask, scale=scale) @ value
+        # C is the number of keys: it divides what is smallest, instead of the map or y
+        count = key.shape[1] if mask is None else mask.sum(1)[:, None, None].clamp(min=1)
         if form == "associative":
-            y = query @ (key.transpose(1, 2) @ value)
-        else:
-            y = _SortedSum.apply(*_fold(query, key, weight), value)
-        return y / _count(key, mask)
+            return query @ (key.transpose(1, 2) @ value / count)
+        if form == "sorted":
+            y = _SortedSum.apply(*_fold(query, key, weight), value / count)
+            return y
+        return _f(pairwise, query, key, weight) @ (value / count)
 
 
 def weights(
@@ -97,12 +102,8 @@ def weights(
     Arguments as in `nonlocal_operation`; `mask` may also be (B, N, M), with keys of its own for each query.
     """
     with torch.autocast(query.device.type, enabled=False):
-        query, key = _wide(query), _wide(key)
-        if pairwise == "concatenation":
-            a_BN, b_BM = _fold(query, key, weight)
-            return divide_by_count(torch.relu(a_BN[:, :, None] + b_BM[:, None, :]), mask)
-        f_BNM = torch.bmm(query, key.transpose(1, 2))
-        return divide_by_count(f_BNM, mask) if pairwise == "dot_product" else softmax(f_BNM * scale, mask)
+        f_BNM = _f(pairwise, _wide(query), _wide(key), weight)
+        return softmax(f_BNM * scale, mask) if C_IS_A_SUM[pairwise] else divide_by_count(f_BNM, mask)
 
 
 def softmax(logits: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -172,7 +173,7 @@ def choose_form(pairwise: str, n: int, m: int, d: int, v: int, batch: int = 1, l
     if pairwise == "dot_product":
         return "associative" if n * m * (d + v) > (n + m) * d * v else "materialised"
     if pairwise == "concatenation":
-        return "sorted" if n * m > (n + m) * (v + 128) else "materialised"
+        return "sorted" if n * m > 250 * (n + m) else "materialised"
     if like is not None and (like.device.type != "cpu" or like.dtype not in (torch.float32, torch.float64)):
         return "fused"
     # without the map a gradient takes one product of six more, and torch's kernel pads a value narrower than the keys
@@ -275,11 +276,34 @@ class _SortedSum(torch.autograd.Function):
 def _active_sums(a: Tensor, b: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     """For every i the sums of v_j and of b_j v_j over the j with a_i + b_j > 0: (B, N, V) each."""
     minus_b, order = (-b).sort(dim=1)
-    v = v.gather(1, order[..., None].expand_as(v))
-    sums = F.pad(torch.cat([v, -minus_b[..., None] * v], dim=2).cumsum(1), (0, 0, 1, 0))
+    m, width = v.shape[1:]
+    terms = v.new_zeros(v.shape[0], m // BLOCK * BLOCK + BLOCK, 2 * width)  # a zero first: the sum over no j
+    terms[:, 1 : m + 1, :width] = _rows(v, order)
+    terms[:, 1 : m + 1, width:] = terms[:, 1 : m + 1, :width] * -minus_b[..., None]
     active = torch.searchsorted(minus_b, a.contiguous())  # how many b_j > -a_i
-    sum_v, sum_bv = sums.gather(1, active[..., None].expand(-1, -1, sums.shape[2])).chunk(2, dim=2)
+    sum_v, sum_bv = _rows(_prefix_sums(terms), active).chunk(2, dim=2)
     return sum_v, sum_bv
+
+
+def _prefix_sums(x: Tensor) -> Tensor:
+    """cumsum along dim 1 of (B, k BLOCK, W), by a matrix product within blocks: 2 to 4 times as fast on a CPU."""
+    sums = x.new_ones(BLOCK, BLOCK).tril() @ torch.unflatten(x, 1, (-1, BLOCK))
+    sums[:, 1:] += sums[:, :-1, -1:].cumsum(1)
+    return sums.flatten(1, 2)
+
+
+def _rows(t: Tensor, index: Tensor) -> Tensor:
+    """t (B, M, W) at the rows index (B, N): (B, N, W). What gather does as well, in several times the time."""
+    first = torch.arange(t.shape[0], device=t.device)[:, None] * t.shape[1]
+    return torch.unflatten(t.flatten(0, 1).index_select(0, (index + first).flatten()), 0, index.shape)
+
+
+def _f(pairwise: str, query: Tensor, key: Tensor, weight: Tensor | None) -> Tensor:
+    """The map without its C: f of the dot product and of the concatenation, the logits of the others; (B, N, M)."""
+    if pairwise == "concatenation":
+        a_BN, b_BM = _fold(query, key, weight)
+        return torch.relu(a_BN[:, :, None] + b_BM[:, None, :])
+    return torch.bmm(query, key.transpose(1, 2))
 
 
 def _fold(query: Tensor, key: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -288,11 +312,6 @@ def _fold(query: Tensor, key: Tensor, weight: Tensor | None) -> tuple[Tensor, Te
         return query[..., 0], key[..., 0]
     w_query, w_key = weight.to(query.dtype).chunk(2)
     return query @ w_query, key @ w_key
-
-
-def _count(key: Tensor, mask: Tensor | None) -> Tensor | int:
-    """C(x) of dot product and concatenation: the number of valid keys, (B, 1, 1) with a mask."""
-    return key.shape[1] if mask is None else mask.sum(1)[:, None, None].clamp(min=1)
 
 
 def _wide(tensor: Tensor) -> Tensor:
