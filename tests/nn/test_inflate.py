@@ -28,7 +28,9 @@ def repeated(images, frames):
     return images[:, :, None].expand(-1, -1, frames, -1, -1)
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet26d", "resnext50_32x4d"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", *(pytest.param(n, marks=pytest.mark.slow) for n in ("resnet26d", "resnext50_32x4d"))]
+)
 def test_timms_networks(name):
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
@@ -40,6 +42,7 @@ def test_timms_networks(name):
         torch.testing.assert_close(network(repeated(images, 4)), flat(images), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["regnetx_002", "vit_tiny_patch16_224"])
 def test_timms_networks_without_a_3d_form(name):
     """One fuses norms and activations, the other flattens its patches."""

@@ -49,12 +49,14 @@ def plain():
     return sum(p.numel() for p in network.parameters()), multiply_adds(network)
 
 
+@pytest.mark.slow
 def test_multiply_adds_of_table_2e(plain):
     """The paper has 34.2 G, with the stride in the 1 x 1; in the 3 x 3, as released, it is 35.3 G, unpadded 35.1 G."""
     assert plain[1] == pytest.approx(35.3e9, rel=0.002)
     assert multiply_adds(nln.video_resnet("c2d", 101, pool_padding=False).eval()) == pytest.approx(35.1e9, rel=0.002)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arch", "non_local", "parameters", "operations", "exact"),
     [("i3d_3x3x3", None, 1.5, 1.8, 1.764), ("i3d", None, 1.2, 1.5, 1.464), ("c2d", "paper-5", 1.2, 1.2, 1.227)],
@@ -68,6 +70,7 @@ def test_ratios_of_table_2e(plain, arch, non_local, parameters, operations, exac
     assert ratio == pytest.approx(exact, abs=0.005)
 
 
+@pytest.mark.slow
 def test_five_blocks_cost_less_than_depth(plain):
     """Text of Sec. 5.1: about 70 % of the parameters and 80 % of the multiply-adds of R101."""
     network = nln.video_resnet("c2d", 50, "paper-5").eval()
@@ -87,7 +90,13 @@ def shapes(network, frames, side=224):
 
 
 @pytest.mark.parametrize(
-    ("stem", "frames", "halved"), [("32x2", 32, 2), ("32x2", 128, 2), ("8x8", 8, 1), ("8x8", 32, 1)]
+    ("stem", "frames", "halved"),
+    [
+        ("32x2", 32, 2),
+        ("8x8", 8, 1),
+        pytest.param("32x2", 128, 2, marks=pytest.mark.slow),
+        pytest.param("8x8", 32, 1, marks=pytest.mark.slow),
+    ],
 )
 def test_shapes_are_table_1s(stem, frames, halved):
     conv1 = frames // halved
@@ -160,7 +169,7 @@ def _wake_norms(network):
             nn.init.normal_(module.bias, std=0.1)
 
 
-@pytest.mark.parametrize("non_local", [None, "paper-1"])
+@pytest.mark.parametrize("non_local", [pytest.param(None, marks=pytest.mark.slow), "paper-1"])
 def test_checkpointing_changes_nothing(non_local):
     """Outputs, gradients and running statistics, which the second computation must not count again."""
     torch.manual_seed(0)
