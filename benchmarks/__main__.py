@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks import cases
 from benchmarks.measure import CPU, Place
 from benchmarks.tables import TABLES
 
@@ -57,6 +58,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__.partition("\n")[0])
     parser.add_argument("tables", nargs="*", metavar="table", help=f"of {', '.join(TABLES)}; all by default")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    help_case = "only the shapes of this name, such as 'N = 16,384' (of peers); printed, not kept"
+    parser.add_argument("--case", help=help_case)
     parser.add_argument("--dtype", choices=tuple(DTYPES), help="on the CPU float32, else all three by default")
     arguments = parser.parse_args()
     if unknown := set(arguments.tables) - TABLES.keys():
@@ -65,8 +68,12 @@ def main() -> None:
         parser.error(f"on the CPU float32 is measured, got --dtype {arguments.dtype}")
     if arguments.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device cuda: torch finds no CUDA device here")
+    if arguments.case is not None:
+        cases.CASES[:] = [case for case in cases.CASES if case.name == arguments.case]
+        if not cases.CASES or arguments.tables != ["peers"]:
+            parser.error(f"--case is for the table peers and the name of a shape in cases.py, got {arguments.case!r}")
     torch.set_flush_denormal(True)
-    of_the_cpu = ("startup",)
+    of_the_cpu = ("startup", "allocator")
     for dtype in [arguments.dtype] if arguments.dtype else list(DTYPES) if arguments.device == "cuda" else ["float32"]:
         place = Place(arguments.device, DTYPES[dtype])
         for name in arguments.tables or [name for name in TABLES if place == CPU or name not in of_the_cpu]:
@@ -79,7 +86,8 @@ def main() -> None:
             minutes = (time.monotonic() - started) / 60
             text += f"\n\n*{machine(place.device)}, {dtype}; measured in {minutes:.0f} minutes.*"
             print(f"\n## {name}\n\n{text}", flush=True)
-            keep(name, f"\n{text}\n", file_of(place))
+            if arguments.case is None:
+                keep(name, f"\n{text}\n", file_of(place))
 
 
 if __name__ == "__main__":

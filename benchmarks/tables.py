@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import nonlocal_nets as nln
+from benchmarks.allocator import allocator
 from benchmarks.cases import CASES, PAPER, Case
 from benchmarks.measure import MODES, Call, Place, in_turn, peak_memory, ratio, table
 from benchmarks.peers import contestants, make_block, map_bytes
@@ -25,8 +26,8 @@ from nonlocal_nets.nn import functional
 
 FUNCTIONS = tuple(nln.PAIRWISE)
 LARGEST_MAP = 4 * 2**30  # bytes; a larger one is not tried
-LONGEST = 4e10  # multiply-adds of a call on the CPU; a longer one is not tried
-LONGEST_PEER = 1e11  # of a peer's
+LONGEST = 8e10  # multiply-adds of a call on the CPU; a longer one is not tried
+LONGEST_PEER = 2e11  # of a peer's
 
 
 def note(text: str) -> None:
@@ -375,6 +376,7 @@ TABLES = {
     "peers": peers,
     "limit": limit,
     "growth": growth,
+    "allocator": allocator,
     "choice": choice,
     "kernels": kernels,
     "networks": networks,

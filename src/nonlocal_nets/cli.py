@@ -23,7 +23,7 @@ from nonlocal_nets.callbacks.run_folder import run_folder
 from nonlocal_nets.checkpoints import check_fit, read
 from nonlocal_nets.cli_errors import FROM_DATA, Parser, check_words, debug, fail, one_line_for
 from nonlocal_nets.cli_help import TITLES
-from nonlocal_nets.data import CorruptImageError
+from nonlocal_nets.data import CorruptFileError
 
 RUNS = Path("runs")
 
@@ -190,6 +190,7 @@ def unused_id(project: Path) -> str:
 
 def main(args: list[str] | None = None) -> NonLocalCLI:
     """Run one command, as `train.py` does; `args` are its words, by default those of the command line."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages for large tensors, before the first (benchmarks/)
     torch.set_flush_denormal(True)  # the tails of a softmax are denormal numbers: up to 8 times slower on a CPU
     words = sys.argv[1:] if args is None else args
     if not words:  # train.py's docstring is the manual
@@ -198,7 +199,7 @@ def main(args: list[str] | None = None) -> NonLocalCLI:
     if debug():
         os.environ["JSONARGPARSE_DEBUG"] = "true"  # jsonargparse takes no 1
     check_words(words)
-    with one_line_for(CorruptImageError):  # met in the middle of a run
+    with one_line_for(CorruptFileError):  # met in the middle of a run
         return NonLocalCLI(
             pl.LightningModule,
             pl.LightningDataModule,

@@ -157,7 +157,7 @@ def test_report_against_an_independent_count(setup):
 
 
 def count(model, x):
-    """Torch's count, with gradients: without, the fused kernel pads the plain Gaussian's values, and that is counted."""
+    """Torch's count, with gradients: without them, the padding of the fused kernel is counted too."""
     with FlopCounterMode(display=False) as counter:
         model(x)
     return counter.get_total_flops()

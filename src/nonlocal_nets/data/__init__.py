@@ -1,9 +1,9 @@
 """One LightningDataModule a data set. Each has `num_classes`, `class_names` and `input_size` from the start."""
 
-from nonlocal_nets.data.base import CorruptImageError
+from nonlocal_nets.data.base import CorruptFileError
 from nonlocal_nets.data.cifar import CIFAR
 from nonlocal_nets.data.cued_digits import CuedDigits
 from nonlocal_nets.data.elpv import ELPV
 from nonlocal_nets.data.image_folder import ImageFolder
 
-__all__ = ["CIFAR", "ELPV", "CorruptImageError", "CuedDigits", "ImageFolder"]
+__all__ = ["CIFAR", "ELPV", "CorruptFileError", "CuedDigits", "ImageFolder"]

@@ -14,7 +14,8 @@ from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 from torchvision.transforms import v2
 
-from nonlocal_nets.data.base import ImageDataModule, split
+from nonlocal_nets.data.base import split
+from nonlocal_nets.data.images import ImageDataModule
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")  # CIFAR-10's
 READERS = {10: datasets.CIFAR10, 100: datasets.CIFAR100}
@@ -78,7 +79,7 @@ class CIFAR(ImageDataModule):
         parts = split(train.targets, {"val": val_fraction}, seed)
         self.parts = {part: (train, indices) for part, indices in parts.items()} | {"test": (test, range(len(test)))}
 
-    def dataset(self, part: str, transform: v2.Transform) -> Subset[tuple[Tensor, int]]:
+    def images(self, part: str, transform: v2.Transform) -> Subset[tuple[Tensor, int]]:
         read, indices = self.parts[part]
         return Subset(CIFARImages(read.data, read.targets, transform), indices)
 

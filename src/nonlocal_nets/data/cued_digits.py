@@ -79,7 +79,7 @@ class CuedDigits(pl.LightningDataModule):
 
     num_classes = 2
     class_names = ("0", "1")
-    input_size = (3, 3 * CELL, 3 * CELL)
+    input_size: tuple[int, ...] = (3, 3 * CELL, 3 * CELL)
 
     def __init__(
         self,

@@ -14,7 +14,8 @@ from lightning_utilities.core.imports import RequirementCache
 from PIL import Image
 from torchvision.transforms import v2
 
-from nonlocal_nets.data.base import ImageFilesDataModule, split
+from nonlocal_nets.data.base import split
+from nonlocal_nets.data.images import ImageFilesDataModule
 
 PACKAGE = RequirementCache("elpv-dataset")
 CLASSES = {"defect": ("functional", "defective"), "type": ("mono", "poly")}

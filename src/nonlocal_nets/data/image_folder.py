@@ -8,7 +8,8 @@ from PIL import Image
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from nonlocal_nets.data.base import ImageFilesDataModule, Sample, split
+from nonlocal_nets.data.base import split
+from nonlocal_nets.data.images import ImageFilesDataModule, Sample
 
 
 class ImageFolder(ImageFilesDataModule):

@@ -10,14 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from nonlocal_nets.data.base import (
-    CorruptImageError,
-    ImageFiles,
-    ImageFilesDataModule,
-    check_headers,
-    find_images,
-    split,
-)
+from nonlocal_nets.data.base import split
+from nonlocal_nets.data.images import CorruptImageError, ImageFiles, ImageFilesDataModule, check_headers
 
 COLOURS = ((220, 30, 30), (30, 220, 30), (30, 30, 220))
 WORKERS = pytest.mark.parametrize("num_workers", [0, 2])
@@ -210,9 +204,9 @@ def test_what_is_no_image_stops_before_any_work(files, how):
 
 def test_of_many_files_an_even_share_is_looked_into(files, monkeypatch):
     seen = []
-    monkeypatch.setattr("nonlocal_nets.data.base.CHECKED", 3)
+    monkeypatch.setattr("nonlocal_nets.data.images.CHECKED", 3)
     monkeypatch.setattr(
-        "nonlocal_nets.data.base.Image.open", lambda path: seen.append(path) or SimpleNamespace(close=int)
+        "nonlocal_nets.data.images.Image.open", lambda path: seen.append(path) or SimpleNamespace(close=int)
     )
     check_headers([str(k) for k in range(8)])
     assert seen == ["0", "3", "6"]
@@ -322,7 +316,7 @@ def test_predict_refuses(files, tmp_path):
         Squares(files).predict_dataloader()
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"no image in .*empty: expected files that end in \.jpg"):
-        find_images(tmp_path / "empty")
+        Squares(files, path=str(tmp_path / "empty"))
     spoil(files[3], "text")
     with pytest.raises(CorruptImageError, match=str(files[3])):
         list(Squares(files, path=str(files[3]), corrupt="replace", max_corrupt=0.5).predict_dataloader())
