@@ -1,18 +1,21 @@
 """A picture, after the test, of what each non-local block attends to in a few test images."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from nonlocal_nets.callbacks.run_folder import run_folder
 from nonlocal_nets.nn import NonLocalBlock, blocks
 
-Point = tuple[float, float]  # row and column, as fractions of the height and the width
+Point = tuple[float, ...]  # row and column, of a clip frame, row and column, as fractions [0, 1) of the whole
 
 
 class AttentionMaps(pl.Callback):
@@ -25,6 +28,9 @@ class AttentionMaps(pl.Callback):
 
     Args:
         images: how many images of the first test batch are drawn.
+
+    Raises:
+        ValueError: the batches are not images (B, C, H, W).
     """
 
     def __init__(self, images: int = 6) -> None:
@@ -35,6 +41,9 @@ class AttentionMaps(pl.Callback):
     def on_test_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
+        if batch_idx == 0 and batch[0].ndim != 4:
+            given = tuple(batch[0].shape)
+            raise ValueError(f"AttentionMaps draws images (B, C, H, W), got {given}; AttentionArrows draws videos")
         if trainer.is_global_zero and batch_idx == 0:
             self.seen = {}
             self.handles = [block.register_forward_hook(self._keep(name)) for name, block in blocks(pl_module).items()]
@@ -54,14 +63,10 @@ class AttentionMaps(pl.Callback):
             handle.remove()
         self.handles = []
         images = batch[0][: self.images].cpu()
-        point_of = getattr(trainer.datamodule, "query_point", None)  # type: ignore[attr-defined]
         rows = {}
         for name, (x, z) in self.seen.items():
-            block = blocks(pl_module)[name]
-            place = name.removeprefix("network.").removesuffix(".non_local")
-            rows[f"{place}: changed most"] = look(block, x, changed_most(x, z))
-            if point_of is not None:
-                rows[f"{place}: {point_of.__doc__.split('.')[0].lower()}"] = look(block, x, [*map(point_of, images)])
+            for title, points in queries(trainer, name, x, z, images).items():
+                rows[title] = look(blocks(pl_module)[name], x, points)
         rank_zero_info(f"What the blocks attend to: {draw(images, rows, run_folder(trainer) / 'attention.png')}")
 
     def _keep(self, name: str) -> Callable[..., None]:
@@ -71,29 +76,64 @@ class AttentionMaps(pl.Callback):
         return hook
 
 
+def queries(trainer: pl.Trainer, name: str, x: Tensor, z: Tensor, inputs: Tensor) -> dict[str, list[Point]]:
+    """What a block is asked, and of each of the network's inputs the point: changed most, the data module's own.
+
+    Args:
+        trainer: with a data module, or without.
+        name: of the block.
+        x: the block's input, (K, C, *S).
+        z: its output.
+        inputs: the network's, (K, 3 or 1, *S), on the CPU.
+    """
+    place = name.removeprefix("network.").removesuffix(".non_local")
+    asked = {f"{place}: changed most": changed_most(x, z)}
+    point_of = getattr(getattr(trainer, "datamodule", None), "query_point", None)
+    if point_of is not None:
+        what = (point_of.__doc__ or "query point").split(".")[0].lower()
+        asked[f"{place}: {what}"] = [point_of(one) for one in inputs]
+    return asked
+
+
 def changed_most(x: Tensor, z: Tensor) -> list[Point]:
-    """Of each image the position where a block's input x and output z, (K, C, H, W), differ most."""
-    height, width = x.shape[2:]
-    flat = (z - x).square().sum(1).flatten(1).argmax(1).tolist()
-    return [((k // width + 0.5) / height, (k % width + 0.5) / width) for k in flat]
+    """Of each sample the position where a block's input x and output z, (K, C, *S), differ most."""
+    size = x.shape[2:]
+    flat = (z - x).square().sum(1).flatten(1).argmax(1)
+    return [_middle(index.tolist(), size) for index in torch.stack(torch.unravel_index(flat, size), 1)]
 
 
 @torch.no_grad()
 def look(block: NonLocalBlock, x: Tensor, points: Sequence[Point]) -> list[tuple[Point, Tensor]]:
-    """Of each image, the middle of the position at its point and that query's weights on the grid of the keys.
+    """Of each sample, the middle of the position at its point and that query's weights on the grid of the keys.
 
     Args:
         block: the block.
-        x: its input, (K, C, H, W).
-        points: one query an image.
+        x: its input, (K, C, *S).
+        points: one query a sample, with a fraction for each axis of S.
     """
-    height, width = x.shape[2:]
+    size = x.shape[2:]
+    x = x.to(block.g.weight.dtype)  # under autocast the input was narrower
     seen = []
-    for k, (row, column) in enumerate(points):
-        i, j = int(row * height), int(column * width)
-        weights = block.weights(x[k : k + 1], queries=[i * width + j])
-        seen.append((((i + 0.5) / height, (j + 0.5) / width), weights.view(block.key_size((height, width))).cpu()))
+    for k, point in enumerate(points):
+        if len(point) != len(size):
+            raise ValueError(f"the query point must be {len(size)} fractions, one an axis, got {point}")
+        index = [int(fraction * s) for fraction, s in zip(point, size, strict=True)]
+        flat = sum(i * math.prod(size[axis + 1 :]) for axis, i in enumerate(index))
+        weights = block.weights(x[k : k + 1], queries=[flat])
+        seen.append((_middle(index, size), weights.view(block.key_size(size)).cpu()))
     return seen
+
+
+def _middle(index: Sequence[int], size: Sequence[int]) -> Point:
+    return tuple((i + 0.5) / s for i, s in zip(index, size, strict=True))
+
+
+def pictures(inputs: Tensor) -> NDArray[np.float32]:
+    """Inputs (K, 3 or 1, *S), normalised in whatever way, as colours (K, *S, 3) in [0, 1]."""
+    axes = tuple(range(1, inputs.ndim))
+    low, high = inputs.float().amin(axes, keepdim=True), inputs.float().amax(axes, keepdim=True)
+    scaled = (inputs - low) / (high - low).clamp(min=1e-6)
+    return scaled.expand(-1, 3, *inputs.shape[2:]).movedim(1, -1).numpy()
 
 
 def draw(images: Tensor, rows: dict[str, list[tuple[Point, Tensor]]], path: Path) -> Path:
@@ -102,10 +142,8 @@ def draw(images: Tensor, rows: dict[str, list[tuple[Point, Tensor]]], path: Path
 
     figure = Figure(figsize=(1.6 * len(images), 1.75 * (1 + len(rows))), layout="constrained")
     axes = figure.subplots(1 + len(rows), len(images), squeeze=False)
-    low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
-    pictures = ((images - low) / (high - low).clamp(min=1e-6)).expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy()
     height, width = images.shape[2:]
-    for k, picture in enumerate(pictures):
+    for k, picture in enumerate(pictures(images)):
         axes[0, k].imshow(picture)
         for axis, (name, seen) in zip(axes[1:, k], rows.items(), strict=True):
             (row, column), weights = seen[k]

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from nonlocal_nets.checkpoints import efficientnet_lite0
-from nonlocal_nets.nn import blocks
+from nonlocal_nets.nn import blocks, inflate_weights
 
 SHIPPED = {"efficientnet_lite0": efficientnet_lite0.state_dict}  # weights that a package ships, by name
 
 
 def load_weights(network: nn.Module, path: str | Path, classifier: str) -> str:
-    """Load weights into `network`, and say what was left as it was.
+    """Load weights into `network`, and say what was left as it was. Those of a 2-D network are inflated for a 3-D one.
 
     Two things may be absent or differ: the non-local blocks, which are then left as they are, so that a non-local
     network can start from its own baseline; and the classifier, which then starts at zero, as in BiT (Kolesnikov et
@@ -31,6 +31,7 @@ def load_weights(network: nn.Module, path: str | Path, classifier: str) -> str:
     given, ours = read(path), network.state_dict()
     if all(name.startswith("network.") for name in given):  # a task's
         given = {name.removeprefix("network."): value for name, value in given.items()}
+    given = inflate_weights(given, ours)
     free = (f"{classifier}.", *(f"{name}." for name in blocks(network)))
     left = {name for name in ours if name.startswith(free) and _shape(given, name) != _shape(ours, name)}
     given = {name: value for name, value in given.items() if name not in left and not _foreign(name, ours, classifier)}

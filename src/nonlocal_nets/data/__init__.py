@@ -2,8 +2,9 @@
 
 from nonlocal_nets.data.base import CorruptFileError
 from nonlocal_nets.data.cifar import CIFAR
+from nonlocal_nets.data.cued_clips import CuedClips
 from nonlocal_nets.data.cued_digits import CuedDigits
 from nonlocal_nets.data.elpv import ELPV
 from nonlocal_nets.data.image_folder import ImageFolder
 
-__all__ = ["CIFAR", "ELPV", "CorruptFileError", "CuedDigits", "ImageFolder"]
+__all__ = ["CIFAR", "ELPV", "CorruptFileError", "CuedClips", "CuedDigits", "ImageFolder"]

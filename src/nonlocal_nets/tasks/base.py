@@ -5,7 +5,9 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
+from torch.utils.data import DistributedSampler
+from torchmetrics import MeanMetric, Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
 
 from nonlocal_nets.tasks.optimisation import Optimisation
 
@@ -30,6 +32,7 @@ class Task(pl.LightningModule):
         self.network: nn.Module = network
         self.loss: nn.Module = loss
         self.metrics = nn.ModuleList(metrics.clone(prefix=f"{stage}/") for stage in STAGES)
+        self.mean_losses = nn.ModuleList(MeanMetric() for _ in STAGES)
         self.optimisation, self.report = optimisation, report
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,24 +52,52 @@ class Task(pl.LightningModule):
         training = stage == "train"
         x, wanted = self.augment(x, target) if training else (x, target)
         logits = self(x)
-        loss: Tensor = self.loss(logits, wanted)
-        metrics = self.metrics[STAGES.index(stage)]
+        loss: Tensor = self.loss(logits, wanted) if len(target) else logits.sum()  # of none: 0
+        metrics, mean_loss = self.metrics[STAGES.index(stage)], self.mean_losses[STAGES.index(stage)]
         assert isinstance(metrics, MetricCollection)
-        metrics.update(logits, target)
-        self.log(f"{stage}/loss", loss, prog_bar=training, on_step=training, on_epoch=True, batch_size=len(target))
+        if len(target):
+            metrics.update(logits, target)
+            mean_loss.update(loss.detach(), len(target))  # type: ignore[operator]
+        if training:
+            self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(target))
+        else:  # not by self.log's own mean: Lightning 2.6 divides by a whole number of samples a process
+            self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True)  # type: ignore[arg-type]
         self.log_dict(metrics, prog_bar=not training, on_step=False, on_epoch=True)
         return loss, logits
+
+    def own(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
+        """A batch of evaluation without the samples that Lightning repeats so that all processes have equally many."""
+        loaders = self.trainer.test_dataloaders if self.trainer.testing else self.trainer.val_dataloaders
+        loader: Any = loaders[0] if isinstance(loaders, list) else loaders
+        sampler = loader.sampler
+        if not isinstance(sampler, DistributedSampler):
+            return batch
+        mine = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]
+        left = max(mine - batch_idx * loader.batch_size, 0)
+        return batch[0][:left], batch[1][:left]
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
         return self.step(batch, "train")[0]
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.step(batch, "val")
+        self.step(self.own(batch, batch_idx), "val")
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
         """The logits and targets, for the callbacks that draw them."""
+        batch = self.own(batch, batch_idx)
         return {"logits": self.step(batch, "test")[1], "target": batch[1]}
 
     def configure_optimizers(self) -> Any:
         optimizer, schedule = self.optimisation.build(self, self.trainer.estimated_stepping_batches)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def accuracies(num_classes: int) -> MetricCollection:
+    """Of one label a sample: overall, mean over the classes, and top 5 where there are more classes."""
+    metrics: dict[str, Metric | MetricCollection] = {
+        "accuracy": MulticlassAccuracy(num_classes, average="micro"),
+        "balanced_accuracy": MulticlassAccuracy(num_classes, average="macro"),
+    }
+    if num_classes > 5:
+        metrics["top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
+    return MetricCollection(metrics)

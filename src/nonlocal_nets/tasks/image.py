@@ -5,13 +5,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
 
 from nonlocal_nets.checkpoints import load_weights
-from nonlocal_nets.nn import insert
 from nonlocal_nets.nn.backbones.image import classifier_name, image_backbone
-from nonlocal_nets.tasks.base import Task
+from nonlocal_nets.tasks.base import Task, accuracies
+from nonlocal_nets.tasks.blocks import insert_blocks
 from nonlocal_nets.tasks.optimisation import Optimisation
 
 
@@ -85,11 +83,9 @@ class ImageClassification(Task):
             lr, weight_decay, warmup_steps, optimizer, momentum, decay_all, schedule, tuple(milestones)
         )
         network = image_backbone(backbone, num_classes, input_size[0])
-        report = "no non-local blocks"
-        if blocks != "none":
-            block = {"pairwise": pairwise, "inner_channels": inner_channels, "scale": scale, "norm": norm}
-            keys = {"pool": pool, "pool_position": pool_position, "window": window}
-            report = str(insert(network, blocks, example=torch.zeros(1, *input_size), **block, **keys))
+        block = {"pairwise": pairwise, "inner_channels": inner_channels, "scale": scale, "norm": norm}
+        keys = {"pool": pool, "pool_position": pool_position}
+        report = insert_blocks(network, blocks, torch.zeros(1, *input_size), window, **block, **keys)
         if weights is not None:
             report += "\n" + load_weights(network, weights, classifier_name(network))
         if channels_last:  # of the network only: its convolutions bring their inputs into the layout of their weights
@@ -97,7 +93,7 @@ class ImageClassification(Task):
         loss = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         if class_weights is not None:  # not in the checkpoints: they are of the config
             loss.register_buffer("weight", torch.tensor(class_weights), persistent=False)
-        super().__init__(network, loss, _metrics(num_classes), optimisation, report)
+        super().__init__(network, loss, accuracies(num_classes), optimisation, report)
         self.save_hyperparameters()
         self.mixup: Any = None
         if mixup:
@@ -116,13 +112,3 @@ class ImageClassification(Task):
         """Probabilities (B, num_classes) of images (B, C, H, W)."""
         probabilities: Tensor = self(batch[0]).softmax(1)
         return probabilities
-
-
-def _metrics(num_classes: int) -> MetricCollection:
-    metrics: dict[str, Metric | MetricCollection] = {
-        "accuracy": MulticlassAccuracy(num_classes, average="micro"),
-        "balanced_accuracy": MulticlassAccuracy(num_classes, average="macro"),
-    }
-    if num_classes > 5:
-        metrics["top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
-    return MetricCollection(metrics)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from nonlocal_nets.nn.backbones.image import image_backbone
+from nonlocal_nets.nn.inflate import inflate
 from nonlocal_nets.nn.insert import At, insert
 
 DEPTHS = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}  # residual blocks a stage
@@ -162,6 +164,60 @@ def video_resnet(
     elif block_kwargs:
         raise ValueError(f"non_local is None, and yet there are arguments for its blocks: {', '.join(block_kwargs)}")
     return network
+
+
+class LocalVideoNet(nn.Module):
+    """A small C2D that sees three frames, and a head that pools: (B, in_chans, T, H, W) -> logits (B, num_classes).
+
+    What is three frames apart or more meets in the linear head only, unless a non-local block stands in between. It has
+    the places of the presets: "paper-1" is after the second of three units of layer3, "paper-5" after all of layer2
+    and layer3.
+    """
+
+    def __init__(self, num_classes: int, in_chans: int = 3, width: int = 32) -> None:
+        super().__init__()
+        self.layer1 = nn.Sequential(_unit(in_chans, width // 2, (1, 3, 3), 2))
+        self.layer2 = nn.Sequential(_unit(width // 2, width, (1, 3, 3), 2), _unit(width, width, (1, 1, 1)))
+        units = (_unit(width, width, (1, 3, 3)), _unit(width, width, (3, 1, 1)), _unit(width, width, (1, 1, 1)))
+        self.layer3 = nn.Sequential(*units)
+        self.layer4 = nn.Sequential(_unit(width, width, (1, 1, 1)))
+        self.fc = nn.Linear(width, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_chans, T, H, W) -> logits (B, num_classes)."""
+        features = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        logits: Tensor = self.fc(features.mean((2, 3, 4)))
+        return logits
+
+
+def _unit(channels: int, width: int, kernel: tuple[int, int, int], stride: int = 1) -> nn.Sequential:
+    return nn.Sequential(_conv(channels, width, kernel, (1, stride, stride)), nn.BatchNorm3d(width), nn.ReLU())
+
+
+def video_backbone(
+    name: str, num_classes: int, stem: str, pool_padding: bool, dropout: float, in_chans: int
+) -> nn.Module:
+    """A video classifier by name: (B, in_chans, T, H, W) -> (B, num_classes).
+
+    Args:
+        name: "local_video_net", "<arch>_resnet<depth>" with an arch and a depth of `VideoResNet`, or a timm network,
+            which is inflated: its kernels span one frame.
+        num_classes, stem, pool_padding, dropout, in_chans: of `VideoResNet`; the others have neither stem nor dropout.
+
+    Raises:
+        ValueError: an unknown name, or a timm network that has no 3-D form.
+    """
+    if name == "local_video_net":
+        return LocalVideoNet(num_classes, in_chans)
+    arch, _, depth = name.partition("_resnet")
+    if arch in INFLATED and depth.isdecimal():
+        return VideoResNet(arch, int(depth), num_classes, stem, pool_padding, dropout, in_chans)
+    try:
+        flat = image_backbone(name, num_classes, in_chans)
+    except ValueError as error:
+        ours = ", ".join(f"{arch}_resnet{depth}" for arch in INFLATED for depth in DEPTHS)
+        raise ValueError(f"{error}; for videos also local_video_net, {ours}") from error
+    return inflate(flat, example=torch.zeros(2, in_chans, 64, 64))
 
 
 def _contexts(module: nn.Module) -> Callable[[], tuple[Any, Any]]:

@@ -1,0 +1,156 @@
+"""The video task: averages of views, frozen norms, weights from elsewhere, several labels, each sample counted once."""
+
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import timm
+import torch
+from sklearn.metrics import average_precision_score
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from nonlocal_nets.nn import blocks
+from nonlocal_nets.tasks import VideoClassification
+
+SMALL = {"backbone": "local_video_net", "input_size": (3, 4, 8, 8), "blocks": "paper-5"}
+
+
+def make(**words):
+    torch.manual_seed(0)
+    return VideoClassification(3, **SMALL | words)
+
+
+def wake(task):
+    """As if trained: norms with weights and statistics."""
+    for module in task.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            torch.nn.init.uniform_(module.weight, 0.5, 1)
+            torch.nn.init.uniform_(module.running_mean, -0.1, 0.1)
+    return task
+
+
+@torch.no_grad()
+def test_probabilities_of_views_are_averaged():
+    task, views = wake(make()).eval(), torch.randn(2, 5, 3, 4, 8, 8)
+    each = torch.stack([task(views[:, v]).softmax(1) for v in range(5)])
+    torch.testing.assert_close(task(views).softmax(1), each.mean(0))
+    torch.testing.assert_close(task.predict_step((views, ["a", "b"]), 0), each.mean(0))
+    target = torch.tensor([0, 2])
+    expected = -each.mean(0)[[0, 1], target].log().mean()
+    torch.testing.assert_close(task.loss(task(views), target), expected)
+
+
+@torch.no_grad()
+def test_with_several_labels_sigmoids_are_averaged():
+    task, views = wake(make(multi_label=True)).eval(), torch.randn(2, 5, 3, 4, 8, 8)
+    each = torch.stack([task(views[:, v]).sigmoid() for v in range(5)])
+    torch.testing.assert_close(task(views).sigmoid(), each.mean(0))
+    torch.testing.assert_close(task.predict_step((views, ["a", "b"]), 0), each.mean(0))
+
+
+def test_mean_average_precision_is_scikit_learns():
+    random = np.random.default_rng(0)
+    logits, labels = random.normal(size=(40, 3)), random.integers(2, size=(40, 3))
+    metric = make(multi_label=True).metrics[1]
+    for part in (slice(0, 25), slice(25, 40)):
+        metric.update(torch.tensor(logits[part]), torch.tensor(labels[part]))
+    assert float(metric.compute()["val/mAP"]) == pytest.approx(average_precision_score(labels, logits, average="macro"))
+
+
+def test_frozen_norms_do_not_move():
+    task = make(freeze_norm=True, norm="none").train()
+    norms = task.norms()
+    assert len(norms) == 7
+    before = copy.deepcopy(norms)
+    optimizer = torch.optim.SGD([p for p in task.parameters() if p.requires_grad], lr=1.0)
+    task.loss(task(torch.randn(4, 3, 4, 8, 8)), torch.tensor([0, 1, 2, 0])).backward()
+    optimizer.step()
+    for old, new in zip(before, norms, strict=True):
+        assert not new.training
+        for name, value in old.state_dict().items():
+            assert torch.equal(value, new.state_dict()[name])
+    assert task.network.layer1[0][0].weight.grad.any()
+
+
+def test_frozen_new_blocks_are_refused():
+    with pytest.raises(
+        ValueError, match=r"freeze_norm: the norm of network.layer2.*non_local is zero and would stay so"
+    ):
+        make(freeze_norm=True)
+
+
+def test_a_non_local_net_starts_from_its_baseline_and_longer_clips_from_shorter_ones(tmp_path):
+    baseline, clip = wake(make(blocks="none")).eval(), torch.randn(1, 3, 4, 8, 8)
+    torch.save({"state_dict": baseline.state_dict()}, tmp_path / "baseline.ckpt")
+    task = make(weights=str(tmp_path / "baseline.ckpt")).eval()
+    assert len(blocks(task)) == 5
+    torch.testing.assert_close(task(clip), baseline(clip))
+    torch.save(wake(task).state_dict(), tmp_path / "short.ckpt")
+    long = make(weights=str(tmp_path / "short.ckpt"), input_size=(3, 8, 8, 8), freeze_norm=True).eval()
+    torch.testing.assert_close(long(clip), task(clip))
+
+
+def test_weights_of_a_2d_network_are_inflated(tmp_path):
+    torch.manual_seed(0)
+    flat = timm.create_model("resnet50", num_classes=10)
+    torch.save(flat.state_dict(), tmp_path / "resnet50.pth")
+    words = {"backbone": "i3d_resnet50", "input_size": (3, 8, 32, 32), "weights": str(tmp_path / "resnet50.pth")}
+    task = VideoClassification(3, blocks="paper-1", stem="8x8", **words)
+    ours, theirs = task.network.state_dict(), flat.state_dict()
+    torch.testing.assert_close(ours["conv1.weight"].sum(2), theirs["conv1.weight"])
+    torch.testing.assert_close(
+        ours["layer1.0.conv1.weight"], theirs["layer1.0.conv1.weight"][:, :, None].expand(-1, -1, 3, -1, -1) / 3
+    )
+    assert torch.equal(ours["layer4.2.bn3.running_var"], theirs["layer4.2.bn3.running_var"])
+    assert "but for fc, layer3.4.non_local" in task.report
+
+
+def test_a_timm_network_is_inflated():
+    task = make(backbone="resnet18", blocks={"layer3": 1}, input_size=(3, 2, 32, 32), pool=None)
+    assert task(torch.randn(2, 3, 2, 32, 32)).shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"backbone": "c2d_resnet34"}, "depth must be one of 50, 101, got 34"),
+        ({"backbone": "c3d"}, r"unknown backbone 'c3d'.*for videos also local_video_net, c2d_resnet50"),
+        ({"backbone": "vit_tiny_patch16_224"}, "has no 3-D form"),
+        ({"checkpointing": True}, "checkpointing is there for C2D and I3D, not for 'local_video_net'"),
+        ({"label_smoothing": 0.1, "multi_label": True}, "0 with multi_label, got 0.1"),
+        (
+            {"window": {"layer4": [4, None, None]}},
+            r"windows by stage.*need blocks by stage that have these, got 'paper-5'",
+        ),
+        (
+            {"window": {"layer2": [4, None, None]}, "blocks": "layer3"},
+            "need blocks by stage that have these, got 'layer3'",
+        ),
+    ],
+)
+def test_refused(words, message):
+    with pytest.raises(ValueError, match=message):
+        make(**words)
+
+
+def test_data_with_other_labels_are_refused():
+    task = make()
+    task.trainer = SimpleNamespace(datamodule=SimpleNamespace(multi_label=True))
+    with pytest.raises(ValueError, match="the data have multi_label=True, the model multi_label=False"):
+        task.setup("fit")
+
+
+@pytest.mark.parametrize("samples", [7, 8, 9, 1])
+@pytest.mark.parametrize("batch_size", [1, 2, 3])
+def test_samples_that_are_repeated_for_equal_shares_are_left_out(samples, batch_size):
+    """All processes together see each sample once, where the sampler gives some twice."""
+    task, counted = make(), []
+    data = TensorDataset(torch.arange(samples), torch.arange(samples))
+    for rank in range(3):
+        sampler = DistributedSampler(data, num_replicas=3, rank=rank, shuffle=False)
+        loader = DataLoader(data, batch_size=batch_size, sampler=sampler)
+        task.trainer = SimpleNamespace(testing=True, test_dataloaders=loader)
+        for index, batch in enumerate(loader):
+            counted += task.own(batch, index)[1].tolist()
+    assert sorted(counted) == list(range(samples))
