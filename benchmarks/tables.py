@@ -370,6 +370,20 @@ def startup(_place: Place, rounds: int = 4) -> str:
     return table(["command", "median", "over `import torch, pytorch_lightning, timm`"], rows)
 
 
+def decoders(place: Place) -> str:
+    """See benchmarks/video.py, which needs what is installed with this package; the other tables need torch alone."""
+    from benchmarks import video
+
+    return video.decoders(place)
+
+
+def video(place: Place) -> str:
+    """See benchmarks/video.py."""
+    from benchmarks import video
+
+    return video.video(place)
+
+
 TRAIN = ["train.py", "fit", "--config", "configs/image/cued_digits.yaml"]
 TABLES = {
     "startup": startup,
@@ -381,4 +395,6 @@ TABLES = {
     "kernels": kernels,
     "networks": networks,
     "compiled": compiled,
+    "decoders": decoders,
+    "video": video,
 }

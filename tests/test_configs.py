@@ -18,6 +18,8 @@ EXPERIMENTS = [
     path for path in sorted((ROOT / "configs").glob("*/*.yaml")) if path.parent.name not in ("trainer", "data")
 ]
 FIRST = ROOT / "configs" / "image" / "cued_digits.yaml"
+CLIPS = ROOT / "configs" / "video" / "cued_clips.yaml"
+VIDEOS = ("kinetics", "charades", "video_folder")  # data for the experiments on videos
 SMALL = [
     "--trainer.accelerator=cpu",
     "--trainer.max_epochs=1",
@@ -39,9 +41,11 @@ def few_samples(path: Path, folder: Path) -> list[str]:
     data = yaml.safe_load(path.read_text())["data"]
     module = sys.modules[getattr(nonlocal_nets.data, data["class_path"].rpartition(".")[2]).__module__]
     arguments = module.fake(folder) if hasattr(module, "fake") else {}
-    words = [f"--data.{name}={value}" for name, value in arguments.items()]
-    sizes = [f"--data.image_size={min(size, 64)}" for size in [data["init_args"].get("image_size")] if size]
-    return [*words, *sizes, "--data.batch_size=4", "--data.num_workers=0"]
+    words = [f"--data.{name}={list(value) if isinstance(value, tuple) else value}" for name, value in arguments.items()]
+    if "image_size" not in arguments:
+        sizes = [data["init_args"].get("image_size")]
+        words += [f"--data.image_size={min(size, 64)}" for size in sizes if size]
+    return [*words, "--data.batch_size=4", "--data.num_workers=0"]
 
 
 @pytest.fixture(autouse=True)
@@ -53,7 +57,12 @@ def test_there_are_configs_of_each_kind():
     assert EXPERIMENTS
     assert DATA
     assert OVERLAYS
-    assert {relative(path).split("/")[1] for path in ROOT.glob("configs/**/*.yaml")} == {"data", "image", "trainer"}
+    assert {relative(path).split("/")[1] for path in ROOT.glob("configs/**/*.yaml")} == {
+        "data",
+        "image",
+        "trainer",
+        "video",
+    }
 
 
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=relative)
@@ -73,17 +82,21 @@ def test_header_of_an_overlay_shows_its_command(path):
 @pytest.mark.parametrize("path", EXPERIMENTS, ids=relative)
 def test_experiment_trains_and_tests(path, tmp_path):
     words = [*SMALL, *few_samples(path, tmp_path / "data")]
+    if path.parent.name == "video":
+        words += ["--data.batch_size=2", "--trainer.max_steps=2"]
     cli = main(["fit", "--config", str(path), "--id=try", *words])
     assert cli.trainer.global_step == 2
     main(["test", "--config", str(cli.run_folder / "config.yaml"), "--ckpt_path=last"])
     checkpoint = torch.load(cli.run_folder / "checkpoints" / "last.ckpt", weights_only=True)
-    assert any(".non_local." in name for name in checkpoint["state_dict"])
+    blocks = yaml.safe_load(path.read_text())["model"]["init_args"]["blocks"]
+    assert any(".non_local." in name for name in checkpoint["state_dict"]) == (blocks != "none")
 
 
 @pytest.mark.parametrize("path", DATA, ids=relative)
 def test_any_data_set_in_place_of_an_experiments(path, tmp_path):
     words = [*SMALL, *few_samples(path, tmp_path / "data")]
-    cli = main(["fit", "--config", str(FIRST), "--config", str(path), *words])
+    first = CLIPS if path.stem in VIDEOS else FIRST
+    cli = main(["fit", "--config", str(first), "--config", str(path), *words, "--data.batch_size=2"])
     assert type(cli.datamodule).__name__ == yaml.safe_load(path.read_text())["data"]["class_path"]
     assert cli.trainer.global_step == 2
     model = cli.model.hparams

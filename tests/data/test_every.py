@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 import torch
 
 import nonlocal_nets.data
+from nonlocal_nets.data.videos import VideoDataModule
 
 MODULES = [
     cls for cls in vars(nonlocal_nets.data).values() if inspect.isclass(cls) and issubclass(cls, pl.LightningDataModule)
@@ -21,11 +22,17 @@ def test_every_data_module(cls, tmp_path):
     assert len(data.class_names) == data.num_classes > 1
     assert not data.hparams, "a name that the model has too, with another value, stops Lightning"
     for part in ("train", "val", "test"):
-        images, labels = next(iter(getattr(data, f"{part}_dataloader")()))
-        assert images.shape == (2, *data.input_size)
-        assert (images.dtype, labels.dtype) == (torch.float32, torch.int64)
-        assert labels.max() < data.num_classes
+        inputs, labels = next(iter(getattr(data, f"{part}_dataloader")()))
+        views = part == "test" and isinstance(data, VideoDataModule)
+        assert inputs.shape == ((data.test_batch_size, 4, *data.input_size) if views else (2, *data.input_size))
+        assert inputs.dtype == torch.float32
+        if getattr(data, "multi_label", False):
+            assert (labels.dtype, labels.shape) == (torch.float32, (len(inputs), data.num_classes))
+        else:
+            assert (labels.dtype, labels.shape) == (torch.int64, (len(inputs),))
+        assert 0 <= labels.min() <= labels.max() < data.num_classes
 
 
-def test_there_are_four():
-    assert {cls.__name__ for cls in MODULES} == {"CIFAR", "CuedDigits", "ELPV", "ImageFolder"}
+def test_there_are_eight():
+    names = {"CIFAR", "Charades", "CuedClips", "CuedDigits", "ELPV", "ImageFolder", "Kinetics", "VideoFolder"}
+    assert {cls.__name__ for cls in MODULES} == names

@@ -1,10 +1,23 @@
 """One LightningDataModule a data set. Each has `num_classes`, `class_names` and `input_size` from the start."""
 
 from nonlocal_nets.data.base import CorruptFileError
+from nonlocal_nets.data.charades import Charades
 from nonlocal_nets.data.cifar import CIFAR
 from nonlocal_nets.data.cued_clips import CuedClips
 from nonlocal_nets.data.cued_digits import CuedDigits
 from nonlocal_nets.data.elpv import ELPV
 from nonlocal_nets.data.image_folder import ImageFolder
+from nonlocal_nets.data.kinetics import Kinetics
+from nonlocal_nets.data.video_folder import VideoFolder
 
-__all__ = ["CIFAR", "ELPV", "CorruptFileError", "CuedClips", "CuedDigits", "ImageFolder"]
+__all__ = [
+    "CIFAR",
+    "ELPV",
+    "Charades",
+    "CorruptFileError",
+    "CuedClips",
+    "CuedDigits",
+    "ImageFolder",
+    "Kinetics",
+    "VideoFolder",
+]

@@ -18,6 +18,7 @@ from nonlocal_nets.data.base import CorruptFileError
 from nonlocal_nets.data.images import read_image
 
 VIDEO_EXTENSIONS = (".mp4", ".avi", ".mkv", ".webm", ".mov", ".mpg", ".mpeg", ".m4v", ".flv", ".wmv")
+QUANTISER_2 = {"flags": "+qscale", "global_quality": "236"}  # of FFmpeg's older codecs; 118 is 1
 Frames = npt.NDArray[np.uint8]
 
 
@@ -59,7 +60,7 @@ def open_video(path: str | Path, rate: float = 24.0) -> Iterator[Video]:
         if Path(path).is_dir():
             yield FrameFolder(Path(path), rate)
         else:
-            with av.open(str(path)) as container:
+            with av.open(f"file:{path}") as container:  # else a name such as 12:30.mp4 would be a protocol and a host
                 yield VideoFile(container)
     except (av.FFmpegError, OSError, ValueError) as error:  # what is corrupt is a ValueError too
         raise CorruptVideoError(f"corrupt video {path}: {' '.join(str(error).split())}") from error
@@ -132,16 +133,16 @@ class VideoFile:
 
     def frames(self, numbers: Sequence[int]) -> Frames:
         check_numbers(numbers, self.count)
-        wanted = set(numbers)
+        wanted, found = set(numbers), {}
         if self.times is None:
             found = self._by_count(wanted)
-        else:
-            found = self._by_time(wanted, self.times, self.times[min(wanted)] if min(wanted) < len(self.times) else 0)
+        elif max(wanted) < len(self.times):
+            found = self._by_time(wanted, self.times, self.times[min(wanted)])
             if len(found) < len(wanted):  # the keyframe was of no use: decoding needs more, or it comes later
                 found = self._by_time(wanted, self.times, self.begin)
-        missing = sorted(wanted - found.keys())
+        missing = wanted - found.keys()
         if missing:
-            raise CorruptVideoError(f"no frame {missing[0]}, though it should have {self.count}")
+            raise CorruptVideoError(f"no frame {max(missing)}, though it should have {self.count}")
         return np.stack([found[number] for number in numbers])
 
     def _by_time(self, wanted: set[int], times: list[int], start: int) -> dict[int, Frames]:
@@ -182,7 +183,8 @@ class VideoFile:
 def check_sound(frame: Any) -> None:
     """Raise for a damaged frame, also one that is not wanted: those that are made of it tell nothing."""
     if frame.is_corrupt:
-        raise CorruptVideoError(f"frame at {frame.time:.2f} s is damaged")
+        when = "" if frame.time is None else f" at {frame.time:.2f} s"
+        raise CorruptVideoError(f"frame{when} is damaged")
 
 
 def write_video(path: str | Path, frames: Frames, rate: int = 25, codec: str = "libx264") -> None:
@@ -193,7 +195,7 @@ def write_video(path: str | Path, frames: Frames, rate: int = 25, codec: str = "
         stream: Any = container.add_stream(codec, rate=rate)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.options = {"crf": "10"} if codec == "libx264" else {"qscale": "2"}
+        stream.options = {"crf": "10"} if codec == "libx264" else QUANTISER_2
         for pixels in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         container.mux(stream.encode(None))

@@ -56,7 +56,7 @@ class Task(pl.LightningModule):
         metrics, mean_loss = self.metrics[STAGES.index(stage)], self.mean_losses[STAGES.index(stage)]
         assert isinstance(metrics, MetricCollection)
         if len(target):
-            metrics.update(logits, target)
+            metrics.update(logits, target.long())
             mean_loss.update(loss.detach(), len(target))  # type: ignore[operator]
         if training:
             self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(target))

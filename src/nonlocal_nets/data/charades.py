@@ -1,0 +1,144 @@
+"""Charades (Sigurdsson et al., ECCV 2016): 9,848 videos of things done at home, several of 157 actions in each."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from nonlocal_nets.data.decoding import VIDEO_EXTENSIONS, write_video
+from nonlocal_nets.data.kinetics import SMALL, plain_frames
+from nonlocal_nets.data.videos import Clips, VideoDataModule
+
+RATE = 24.0  # frames a second of the published frame folders
+
+
+class Action(NamedTuple):
+    """A class from one time to another, seconds."""
+
+    label: int
+    begin: float
+    end: float
+
+
+class Charades(VideoDataModule):
+    """The official lists `Charades_v1_train.csv` and `Charades_v1_test.csv`, the class list, and videos or frames.
+
+    A label is (157,), float32, 1 for what is done: in training during the clip, in validation and test in the whole
+    video. The public labels are those of train and "test", which the paper calls validation: val and test are both it.
+    The paper's other figure, on the hidden test of a challenge, cannot be had from them.
+
+    Args:
+        root: the folder with the lists and `Charades_v1_classes.txt`.
+        videos: the folder in it: `Charades_v1_480` or `Charades_v1` with `<id>.mp4`, or `Charades_v1_rgb` with a folder
+            of frames, 24 a second, for each video.
+        kwargs: of `VideoDataModule`.
+
+    Raises:
+        ValueError: a list or folder that is not there, a line that cannot be read, or videos that are missing.
+    """
+
+    multi_label = True
+
+    def __init__(self, root: str, videos: str = "Charades_v1_480", **kwargs: Any) -> None:
+        folder = Path(root)
+        classes = read_classes(folder / "Charades_v1_classes.txt")
+        if not (folder / videos).is_dir():
+            raise ValueError(f"no folder {folder / videos}: expected Charades' videos, <id>.mp4, or a folder a video")
+        found = {path.stem: path for path in (folder / videos).iterdir() if _is_video(path)}
+        parts = {}
+        for part in ("train", "test"):
+            rows = read_list(folder / f"Charades_v1_{part}.csv", len(classes))
+            missing = [name for name in rows if name not in found]
+            if missing:
+                some = ", ".join(missing[:3])
+                raise ValueError(f"{len(missing)} of {len(rows)} videos of {part} are not in {folder / videos}: {some}")
+            parts[part] = [(str(found[name]), actions) for name, actions in rows.items()]
+        super().__init__(class_names=classes, parts={**parts, "val": parts["test"]}, **kwargs)
+
+    def clips(self, samples: Sequence[tuple[str, Any]], part: str) -> "ActionClips":
+        return ActionClips(self.num_classes, samples, rate=RATE, **self.arguments(part))
+
+
+class ActionClips(Clips[list[Action]]):
+    """Clips whose labels are the actions that they overlap in time."""
+
+    def __init__(self, num_classes: int, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.num_classes = num_classes
+
+    def label(self, target: list[Action], begin: float, end: float) -> Tensor:
+        labels = torch.zeros(self.num_classes)
+        labels[[action.label for action in target if action.begin < end and action.end > begin]] = 1
+        return labels
+
+
+def _is_video(path: Path) -> bool:
+    return path.is_dir() or path.suffix.lower() in VIDEO_EXTENSIONS
+
+
+def read_classes(path: Path) -> list[str]:
+    """The names of lines such as "c000 Holding some clothes"."""
+    if not path.is_file():
+        raise ValueError(f"no file {path}: expected lines such as 'c000 Holding some clothes'")
+    names = []
+    for number, line in enumerate(path.read_text().splitlines()):
+        code, _, name = line.partition(" ")
+        if code != f"c{number:03}" or not name:
+            raise ValueError(f"{path}, line {number + 1}: expected 'c{number:03} <name>', got {line!r}")
+        names.append(name)
+    return names
+
+
+def read_list(path: Path, classes: int) -> dict[str, list[Action]]:
+    """The actions of each video: the columns id and actions, "c092 11.90 21.20;c147 0.00 12.60" or empty."""
+    if not path.is_file():
+        raise ValueError(f"no file {path}: expected Charades' list, with the columns id and actions")
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        if not {"id", "actions"} <= set(reader.fieldnames or ()):
+            raise ValueError(f"{path}: expected the columns id and actions, got {reader.fieldnames}")
+        rows = {}
+        for row in reader:
+            try:
+                actions = [_action(text) for text in row["actions"].split(";") if text]
+            except (ValueError, AttributeError):
+                actions = [Action(classes, 0, 0)]
+            if any(action.label >= classes for action in actions):
+                where = f"{path}, line {reader.line_num}"
+                raise ValueError(f"{where}: expected actions such as 'c092 11.90 21.20;...', got {row['actions']!r}")
+            rows[row["id"]] = actions
+    return rows
+
+
+def _action(text: str) -> Action:
+    code, begin, end = text.split()
+    return Action(int(code.removeprefix("c")), float(begin), float(end))
+
+
+def fake(root: str | Path) -> dict[str, Any]:
+    """Write the layout: 3 classes, 4 training and 2 test videos of 20 frames, as mp4 and as folders of frames.
+
+    Returns:
+        The arguments with which `Charades` reads the videos.
+    """
+    root = Path(root)
+    for folder in ("Charades_v1_480", "Charades_v1_rgb"):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+    names = ("Holding some clothes", "Putting clothes somewhere", "Taking some clothes from somewhere")
+    (root / "Charades_v1_classes.txt").write_text("".join(f"c{k:03} {name}\n" for k, name in enumerate(names)))
+    for part, count in (("train", 4), ("test", 2)):
+        rows = []
+        for k in range(count):
+            name, frames = f"{part.upper()[:2]}{k}", plain_frames(20, k % 3, k)
+            write_video(root / "Charades_v1_480" / f"{name}.mp4", frames)
+            (root / "Charades_v1_rgb" / name).mkdir(exist_ok=True)
+            for t, pixels in enumerate(frames):
+                Image.fromarray(np.asarray(pixels)).save(root / "Charades_v1_rgb" / name / f"{name}-{t + 1:06}.jpg")
+            rows.append(f'{name},HR43,"c{k % 3:03} 0.00 0.40;c{(k + 1) % 3:03} 0.30 0.80",0.80\n')
+        (root / f"Charades_v1_{part}.csv").write_text("id,subject,actions,length\n" + "".join(rows))
+    return {"root": str(root), "test_batch_size": 2, **SMALL}  # each class in one batch: mAP is undefined without

@@ -1,0 +1,127 @@
+"""Kinetics-400, -600 and -700 (Kay et al. 2017, Carreira et al. 2018, 2019): clips of YouTube, one label each."""
+
+import csv
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nonlocal_nets.data.decoding import VIDEO_EXTENSIONS, write_video
+from nonlocal_nets.data.videos import Sample, VideoDataModule
+
+log = logging.getLogger(__name__)
+COLUMNS = ("label", "youtube_id", "time_start", "time_end")
+
+
+class Kinetics(VideoDataModule):
+    """The official lists, `train.csv`, `val.csv`, `test.csv` in `root` or `root/annotations`, and a folder a part.
+
+    A video is `root/<part>/<label>/<id>_<start>_<end>.mp4`, seconds in six digits, as most crawlers write it, or
+    without the folder of the label, as CVDF's copy has it. Videos that YouTube no longer has are missing in every copy:
+    they are left out, counted and reported. The sorted labels of `train.csv` are the classes. Where the test has no
+    list, or one without labels, it is on val, as in the paper.
+
+    Args:
+        root: the folder.
+        kwargs: of `VideoDataModule`.
+
+    Raises:
+        ValueError: no list, a line of it that cannot be read, a label that train does not have, or a part of which not
+            one video is there.
+    """
+
+    def __init__(self, root: str, **kwargs: Any) -> None:
+        folder = Path(root)
+        train = read_list(folder, "train")
+        classes = sorted({label for label, _ in train})
+        lists = {"train": train, "val": read_list(folder, "val")}
+        if (find_list(folder, "test") or Path()).is_file() and (rows := read_list(folder, "test")):
+            lists["test"] = rows
+        parts = {part: _samples(folder / part, rows, classes) for part, rows in lists.items()}
+        super().__init__(class_names=classes, parts={"test": parts["val"], **parts}, **kwargs)
+
+
+def find_list(root: Path, part: str) -> Path | None:
+    """The list of a part."""
+    places = (root / f"{part}.csv", root / "annotations" / f"{part}.csv")
+    return next((path for path in places if path.is_file()), None)
+
+
+def read_list(root: Path, part: str) -> list[tuple[str, str]]:
+    """Labels and names of files, `<id>_<start>_<end>`; none for a list without labels, as that of a challenge."""
+    path = find_list(root, part)
+    if path is None:
+        raise ValueError(f"no file {part}.csv in {root} or {root / 'annotations'}: expected Kinetics' list of {part}")
+    with path.open(newline="") as file:
+        reader = csv.DictReader(file)
+        if not set(COLUMNS[1:]) <= set(reader.fieldnames or ()):
+            raise ValueError(f"{path}: expected the columns {', '.join(COLUMNS)}, got {reader.fieldnames}")
+        if "label" not in (reader.fieldnames or ()):
+            return []
+        rows = []
+        for row in reader:
+            try:
+                name = f"{row['youtube_id']}_{int(float(row['time_start'])):06}_{int(float(row['time_end'])):06}"
+            except (TypeError, ValueError):
+                raise ValueError(f"{path}, line {reader.line_num}: expected {', '.join(COLUMNS)}, got {row}") from None
+            rows.append((row["label"], name))
+    return rows
+
+
+def _samples(folder: Path, rows: list[tuple[str, str]], classes: list[str]) -> list[Sample]:
+    """Paths and labels of the videos that are there; the others are counted and reported."""
+    found = {path.stem: path for path in sorted(folder.rglob("*")) if path.suffix.lower() in VIDEO_EXTENSIONS}
+    number = {label: k for k, label in enumerate(classes)}
+    if foreign := sorted({label for label, _ in rows} - number.keys()):
+        raise ValueError(f"labels of {folder.name} that train does not have: {', '.join(foreign[:5])}")
+    samples = [(str(found[name]), number[label]) for label, name in rows if name in found]
+    missing = [name for _, name in rows if name not in found]
+    if not samples:
+        raise ValueError(
+            f"none of the {len(rows)} videos of {folder.name}.csv is in {folder}: expected "
+            f"{folder}/<label>/{rows[0][1] if rows else '<id>_<start>_<end>'}.mp4, or without the folder of the label"
+        )
+    if missing:
+        some = ", ".join(missing[:3])
+        log.warning("%s: %s of %s videos are missing, such as %s", folder, len(missing), len(rows), some)
+    return samples
+
+
+def fake(root: str | Path) -> dict[str, Any]:
+    """Write the layout with tiny videos: 2 classes of 3 training and 2 validation videos, 20 frames of 32 x 48.
+
+    Returns:
+        The arguments with which `Kinetics` reads them.
+    """
+    for part, count in (("train", 3), ("val", 2)):
+        rows = []
+        for label, name in enumerate(("abseiling", "air drumming")):
+            folder = Path(root) / part / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for k in range(count):
+                write_video(folder / f"{name[:3]}{k}_{k:06}_{k + 10:06}.mp4", plain_frames(20, label, k))
+                rows.append(f"{name},{name[:3]}{k},{k},{k + 10},{part}\n")
+        (Path(root) / f"{part}.csv").write_text("label,youtube_id,time_start,time_end,split\n" + "".join(rows))
+    return {"root": str(root), **SMALL}
+
+
+SMALL: dict[str, Any] = {  # arguments of VideoDataModule for the videos of `fake`
+    "frames": 8,
+    "stride": 2,
+    "image_size": 32,
+    "scale": (32, 40),
+    "test_clips": 2,
+    "test_crops": 2,
+    "test_size": 32,
+    "num_workers": 0,
+}
+
+
+def plain_frames(count: int, label: int, k: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Frames (T, 32, 48, 3) whose colour tells the class, with a bar that moves."""
+    frames = np.full((count, 32, 48, 3), 20 * k, np.uint8)
+    frames[..., label % 3] = 200
+    for t in range(count):
+        frames[t, :, 2 * t : 2 * t + 4] = 255
+    return frames

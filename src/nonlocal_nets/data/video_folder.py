@@ -1,0 +1,130 @@
+"""Any set of videos in folders, and UCF101 (Soomro et al. 2012) and HMDB51 (Kuehne et al. 2011) by their lists."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from nonlocal_nets.data.base import split
+from nonlocal_nets.data.decoding import VIDEO_EXTENSIONS, write_video
+from nonlocal_nets.data.kinetics import SMALL, plain_frames
+from nonlocal_nets.data.videos import Sample, VideoDataModule
+
+
+class VideoFolder(VideoDataModule):
+    """Videos in one folder a class, `root/<class>/*`; the sorted names of the folders are the classes.
+
+    Without `splits` they are split at random, evenly in each class. With it the test is an official one, and validation
+    a random share of the training videos; of UCF101 whole groups of it, for a group is cut out of one recording.
+
+    Args:
+        root: the folder.
+        splits: the folder with the official lists: UCF101's trainlist01.txt and testlist01.txt, or HMDB51's
+            <class>_test_split1.txt; null: a random split.
+        fold: which of the three official splits.
+        val_fraction: the share for validation; with `splits` of the training videos.
+        test_fraction: the share for the test, without `splits`.
+        seed: of the random split.
+        kwargs: of `VideoDataModule`.
+
+    Raises:
+        ValueError: a folder without videos or without lists, listed videos that are missing, a share out of range.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        splits: str | None = None,
+        fold: int = 1,
+        val_fraction: float = 0.1,
+        test_fraction: float = 0.2,
+        seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        classes, samples = read_folder(Path(root))
+        if splits is None:
+            indices = split([k for _, k in samples], {"test": test_fraction, "val": val_fraction}, seed)
+            parts = {part: [samples[k] for k in chosen] for part, chosen in indices.items()}
+        else:
+            named = {f"{Path(path).parent.name}/{Path(path).name}": (path, k) for path, k in samples}
+            train, test = ([named[name] for name in names] for names in official(Path(splits), fold, set(named)))
+            parts = {"test": test, **_validation(train, val_fraction, seed)}
+        super().__init__(class_names=classes, parts=parts, **kwargs)
+
+
+def read_folder(root: Path) -> tuple[list[str], list[Sample]]:
+    """Classes and samples of root/<class>/*."""
+    folders = sorted(path for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    found = [sorted(path for path in folder.iterdir() if path.suffix.lower() in VIDEO_EXTENSIONS) for folder in folders]
+    if not folders or not all(found):
+        empty = next((folder for folder, videos in zip(folders, found, strict=True) if not videos), root)
+        endings = ", ".join(VIDEO_EXTENSIONS)
+        raise ValueError(f"no video in {empty}: expected {root}/<class>/*, files that end in {endings}")
+    samples = [(str(path), k) for k, videos in enumerate(found) for path in videos]
+    return [folder.name for folder in folders], samples
+
+
+def official(lists: Path, fold: int, there: set[str]) -> tuple[list[str], list[str]]:
+    """Training and test videos, as <class>/<file>, of UCF101's lists or HMDB51's."""
+    ucf = [lists / f"{part}list{fold:02}.txt" for part in ("train", "test")]
+    hmdb = sorted(lists.glob(f"*_test_split{fold}.txt"))
+    if all(path.is_file() for path in ucf):
+        train, test = ([line.split()[0] for line in path.read_text().splitlines() if line.strip()] for path in ucf)
+    elif hmdb:
+        rows = [(path.name.rpartition("_test_split")[0], *_row(path, line)) for path in hmdb for line in _lines(path)]
+        train, test = ([f"{name}/{file}" for name, file, use in rows if use == wanted] for wanted in ("1", "2"))
+    else:
+        raise ValueError(
+            f"no lists of split {fold} in {lists}: expected UCF101's trainlist{fold:02}.txt and testlist{fold:02}.txt, "
+            f"or HMDB51's <class>_test_split{fold}.txt"
+        )
+    missing = [name for name in (*train, *test) if name not in there]
+    if missing:
+        some, listed = ", ".join(missing[:3]), len(train) + len(test)
+        raise ValueError(f"{len(missing)} of {listed} listed videos are missing: {some}")
+    return train, test
+
+
+def _lines(path: Path) -> list[str]:
+    return [line for line in path.read_text().splitlines() if line.strip()]
+
+
+def _row(path: Path, line: str) -> tuple[str, str]:
+    """File and use of a line of HMDB51: 1 is for training, 2 for the test, 0 for neither."""
+    file, _, use = line.strip().rpartition(" ")
+    if use not in ("0", "1", "2"):
+        raise ValueError(f"{path}: expected lines '<file> 0|1|2', got {line!r}")
+    return file.strip(), use
+
+
+def _validation(train: list[Sample], fraction: float, seed: int) -> dict[str, list[Sample]]:
+    """Training videos and, of whole groups of them, validation."""
+    group = [re.sub(r"(_g\d+)_c\d+\.\w+$", r"\1", path) for path, _ in train]  # HMDB51's names have no such end
+    firsts = {name: label for name, (_, label) in reversed(list(zip(group, train, strict=True)))}
+    names = sorted(firsts)
+    chosen = split([firsts[name] for name in names], {"val": fraction}, seed)
+    val = {names[k] for k in chosen["val"]}
+    parts: dict[str, list[Sample]] = {"train": [], "val": []}
+    for name, sample in zip(group, train, strict=True):
+        parts["val" if name in val else "train"].append(sample)
+    return parts
+
+
+def fake(root: str | Path) -> dict[str, Any]:
+    """Write UCF101's layout: 3 classes of 4 groups of 2 videos, 20 frames of 32 x 48, and the lists of split 1.
+
+    Returns:
+        The arguments with which `VideoFolder` reads them.
+    """
+    lists: dict[str, list[str]] = {"train": [], "test": []}
+    for label, name in enumerate(("Archery", "Biking", "Diving")):
+        folder = Path(root) / "UCF-101" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for k in range(8):
+            file = f"v_{name}_g{k // 2 + 1:02}_c{k % 2 + 1:02}.avi"
+            write_video(folder / file, plain_frames(20, label, k), codec="mpeg4")
+            lists["test" if k < 2 else "train"].append(f"{name}/{file}" + (f" {label + 1}" if k >= 2 else ""))
+    folder = Path(root) / "ucfTrainTestlist"
+    folder.mkdir(exist_ok=True)
+    for part, lines in lists.items():
+        (folder / f"{part}list01.txt").write_text("".join(f"{line}\n" for line in lines))
+    return {"root": str(Path(root) / "UCF-101"), "splits": str(folder), "val_fraction": 0.34, **SMALL}
