@@ -5,7 +5,7 @@ UV := $(BIN)/uv
 COMPARE := $(BIN)/python -m nonlocal_nets.compare
 QUIET := --trainer.enable_progress_bar=false --trainer.enable_model_summary=false
 
-.PHONY: demo results transfer test test-all test-cuda check format bench lock
+.PHONY: demo results results-video transfer test test-all test-cuda check format bench lock
 
 demo: .venv/installed  ## train, test, compare with the same network without the block, draw a picture
 	$(COMPARE) configs/image/cued_digits.yaml --variant "with the block:" --variant "without: --model.blocks=none"
@@ -18,7 +18,15 @@ results: .venv/installed  ## the README's first table: 5 seeds, each pairwise fu
 	  --variant "concatenation: --model.pairwise=concatenation" \
 	  -- $(QUIET)
 
-transfer: .venv/installed  ## the README's second table: ImageNet's weights fine-tuned on solar cells, 3 seeds
+results-video: .venv/installed  ## the README's second table, cued clips: a small version of the paper's Table 2, 5 seeds
+	$(COMPARE) configs/video/cued_clips.yaml --seeds 5 --variant "no block: --model.blocks=none" \
+	  --variant "one block: --model.blocks=paper-1" --variant "five blocks, spacetime:" \
+	  --variant "five blocks, space only: --model.window=[1,null,null]" \
+	  --variant "five blocks, time only: --model.window=[null,1,1] --model.pool=null" \
+	  --variant "Gaussian: --model.pairwise=gaussian" --variant "dot product: --model.pairwise=dot_product" \
+	  --variant "concatenation: --model.pairwise=concatenation" -- $(QUIET)
+
+transfer: .venv/installed  ## the README's third table: ImageNet's weights fine-tuned on solar cells, 3 seeds
 	$(COMPARE) configs/image/elpv.yaml --seeds 3 --metric test/balanced_accuracy \
 	  --variant "no block: --model.blocks=none" --variant "two blocks:" -- $(QUIET)
 

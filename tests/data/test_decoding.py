@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from nonlocal_nets.data.decoding import VIDEO_EXTENSIONS, CorruptVideoError, open_video, write_video
+from nonlocal_nets.data.decoding import QUANTISER_2, VIDEO_EXTENSIONS, CorruptVideoError, open_video, write_video
 
 N = 60
 SIZE = (48, 64)
@@ -23,7 +23,7 @@ def x264(gop, more=""):
     return {"crf": "10", "x264-params": f"keyint={gop}:min-keyint={gop}:scenecut=0:bframes=3:b-adapt=0{more}"}
 
 
-MPEG = {"qscale": "3", "g": "12", "sc_threshold": "1000000000"}  # no more keyframes than that
+MPEG = QUANTISER_2 | {"g": "12", "sc_threshold": "1000000000"}  # no more keyframes than that
 CASES = {  # name: codec, options, times in milliseconds
     "one_gop.mp4": ("libx264", x264(250), None),
     "gops.mp4": ("libx264", x264(12), None),
@@ -35,7 +35,7 @@ CASES = {  # name: codec, options, times in milliseconds
     "mpeg4.mp4": ("mpeg4", MPEG | {"bf": "2"}, None),
     "gops.mkv": ("libx264", x264(20, ":open-gop=1"), None),
     "late.mkv": ("libx264", x264(20), [5000 + 40 * k for k in range(N)]),
-    "vp9.webm": ("libvpx-vp9", {"crf": "20", "b": "0", "g": "20", "cpu-used": "8"}, None),
+    "vp9.webm": ("libvpx-vp9", {"crf": "5", "b": "0", "g": "20", "cpu-used": "8"}, None),
     "mpeg4.avi": ("mpeg4", MPEG, None),
     "mpeg4_b.avi": ("mpeg4", MPEG | {"bf": "2"}, None),
     "h264_b.avi": ("libx264", x264(20), None),
@@ -77,6 +77,11 @@ def counted(path):
         return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
+def packets(path):
+    with av.open(str(path)) as container:
+        return [packet for packet in container.demux(video=0) if packet.size]
+
+
 def frames(path, numbers):
     with open_video(path) as video:
         return video.frames(numbers)
@@ -102,22 +107,12 @@ def test_frames_by_number_are_those_of_a_sequential_decode(recorded, name):
     first = N - len(expected)  # known to be 12 where the edit list leaves out as many
     assert first == (12 if name == "edited.mp4" else 0)
     means = expected.mean((1, 2, 3))
-    tolerance = 2.5 if CASES[name][0] in ("libx264", "libvpx-vp9") else 6  # grey(k) rises by 3; only h264 is so fine
-    assert np.abs(means - [grey(k) for k in range(first, N)]).max() < tolerance
-    last = len(expected) - 1
-    for numbers in (
-        [0],
-        [last],
-        [1],
-        [last - 1, last],
-        [29, 30, 31],
-        [13, 13, 14, 14, 14],
-        [0, last],
-        range(len(expected)),
-    ):
+    assert np.abs(means - [grey(k) for k in range(first, N)]).max() < 1.5, "the next is 3 away"
+    last, every = len(expected) - 1, list(range(len(expected)))
+    for numbers in ([0], [last], [1], [last - 1, last], [29, 30, 31], [13, 13, 14, 14, 14], [0, last], every):
         with open_video(path) as video:
             assert len(video) == len(expected)
-            np.testing.assert_array_equal(video.frames(list(numbers)), expected[list(numbers)])
+            np.testing.assert_array_equal(video.frames(numbers), expected[numbers])
     with open_video(path) as video:  # one video, many requests, also backwards
         for k in (40, 5, 41, 0, last, 20, 19, 21):
             np.testing.assert_array_equal(video.frames([k])[0], expected[k])
@@ -147,10 +142,10 @@ def test_a_video_cut_out_of_another_begins_with_its_first_whole_frame(recorded, 
     path = tmp_path / name
     with av.open(str(recorded("open_gops.mp4")[0])) as source, av.open(str(path), "w") as target:
         stream = target.add_stream_from_template(source.streams.video[0])
-        packets = [packet for packet in source.demux(video=0) if packet.size]
-        second = [k for k, packet in enumerate(packets) if packet.is_keyframe][1]
-        begin = packets[second].dts
-        for packet in packets[second:]:
+        stored = [packet for packet in source.demux(video=0) if packet.size]
+        second = [k for k, packet in enumerate(stored) if packet.is_keyframe][1]
+        begin = stored[second].dts
+        for packet in stored[second:]:
             packet.pts, packet.dts, packet.stream = packet.pts - begin, packet.dts - begin, stream
             target.mux(packet)
     expected = counted(path)
@@ -287,14 +282,13 @@ def test_a_file_that_is_cut_off_gives_the_frames_before(recorded, tmp_path, name
         source = record(tmp_path / "source.mp4", "libx264", x264(20), container_options={"movflags": "faststart"})
     else:
         source = recorded(name)[0]
-    data, expected = source.read_bytes(), counted(source)
-    for share in (0.5, 0.65, 0.8):
-        path = tmp_path / name
-        path.write_bytes(data[: int(share * len(data))])
-        outcomes = [outcome(path, [k], expected) for k in range(0, N, 1 if name == "fast.mp4" else 3)]
+    data, expected, path = source.read_bytes(), counted(source), tmp_path / name
+    for packet in packets(source)[20:60:15]:
+        path.write_bytes(data[: packet.pos + packet.size // 2])
+        outcomes = [outcome(path, [k], expected) for k in range(0, N, 3)]
         good = outcomes.count("right")
         assert outcomes == ["right"] * good + ["error"] * (len(outcomes) - good)
-        assert 0.1 < good / len(outcomes) < 0.9
+        assert 0.2 < good / len(outcomes) < 0.9
         if name == "fast.mp4":  # the index tells how many it should have
             check(path, [0, N - 1], "no frame 59, though it should have 60")
             with open_video(path) as video:
@@ -305,9 +299,7 @@ def outcome(path, numbers, expected):
     """ "right", "error" or "picture" for wrong pixels; "number" if the frame of another number was given."""
     try:
         read = frames(path, numbers)
-    except CorruptVideoError as error:
-        assert str(error).startswith(f"corrupt video {path}: ")
-        assert "\n" not in str(error)
+    except CorruptVideoError:
         return "error"
     if np.array_equal(read, expected[numbers]):
         return "right"
@@ -339,7 +331,7 @@ def test_noise_in_the_middle_is_an_error_or_does_no_harm(recorded, tmp_path, nam
     total = sum(counts.values())
     assert counts["picture"] + counts["number"] <= NOISE[name] * total, counts
     assert counts["number"] <= 0.02 * total, counts
-    assert counts["error"] > 0.2 * total, counts
+    assert counts["error"] > 0.1 * total, counts
 
 
 def noise(path, expected, target, files):
@@ -356,8 +348,7 @@ def noise(path, expected, target, files):
 def test_frames_made_of_a_damaged_one_are_an_error_too(recorded, tmp_path):
     """FFmpeg marks the damaged frame only; of those that follow it, up to the next keyframe, none may pass."""
     path, expected = recorded("one_gop.mp4")
-    with av.open(str(path)) as container:
-        packet = [packet for packet in container.demux(video=0) if packet.size][17]
+    packet = packets(path)[17]
     spoiled = bytearray(path.read_bytes())
     spoiled[packet.pos + 8 : packet.pos + packet.size] = np.random.default_rng(1).bytes(packet.size - 8)
     (tmp_path / "a.mp4").write_bytes(spoiled)

@@ -103,7 +103,7 @@ def home(tmp_path):
 def test_charades_labels_of_whole_videos(home, videos):
     """Video k is of colour k, with the actions k and k + 1 of three."""
     _, words = home
-    data = Charades(**words, videos=videos, batch_size=4, test_batch_size=2)
+    data = Charades(**words, videos=videos, batch_size=4)
     assert data.class_names[1] == "Putting clothes somewhere"
     for loader in (data.val_dataloader(), data.test_dataloader()):
         seen, labels = read(loader)

