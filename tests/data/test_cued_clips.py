@@ -1,4 +1,4 @@
-"""The cued clips: when and where things are seen, the answer, and that no three frames in a row hold both its halves."""
+"""The cued clips: when and where things are seen, the answer, and that no three frames hold both of its halves."""
 
 import itertools
 
@@ -54,9 +54,9 @@ def quartered():
 
 @pytest.mark.parametrize("part", PARTS)
 def test_four_things_come_one_after_the_other_with_pauses_and_move(part):
-    dataset = CuedClipsDataset(part, 200)
-    starts, colours, orders = set(), [], set()
-    for clip, label in (dataset[k] for k in range(200)):
+    dataset = CuedClipsDataset(part, 100)
+    starts, colours, orders, labels = set(), [], set(), []
+    for clip, label in (dataset[k] for k in range(100)):
         assert (clip.shape, clip.dtype, label.dtype) == ((3, 16, 16, 16), torch.float32, torch.int64)
         assert clip.min() == 0 <= clip.max() <= 1
         things = visits(clip)
@@ -78,11 +78,14 @@ def test_four_things_come_one_after_the_other_with_pauses_and_move(part):
         assert sum(cues) == 1
         digits = [int(frames[0].amax((1, 2)).argmax()) for _, frames in things if not is_cue(frames[0])]
         assert sorted(digits) == [0, 1, 2], "a digit of each colour"
+        labels.append(int(label))
         orders.add(cues.index(True))
         colours.append(int(things[cues.index(True)][1][0].amax((1, 2)).argmax()))
-    assert starts >= set(range(15)), "anywhere in time"
+    assert starts <= {4 * k + left for k in range(4) for left in range(3)}, "two frames are left over, anywhere"
+    assert len(starts) >= 10, "the first starts at 2, and the last at 12, once in 81 clips"
     assert orders == {0, 1, 2, 3}
-    assert min(np.bincount(colours)) > 40
+    assert min(np.bincount(colours)) > 15
+    assert 30 < sum(labels) < 70, "50 expected, standard deviation 5"
 
 
 def test_the_label_is_the_digit_whose_colour_the_cue_names(quartered):
@@ -129,12 +132,6 @@ def test_writings_are_disjoint_in_the_parts_and_real(seed, quartered):
         seen = [{w.round(4).tobytes() for w in part[digit]} for part in parts]
         assert all(not ours & theirs for ours, theirs in itertools.combinations(seen, 2))
         assert sum(real.get(w) == digit for part in seen for w in part) > 480, "all, but for a last bit"
-
-
-def test_all_cases_are_equally_frequent():
-    """The digit of the cue is as often 0 as 1, and the majority of the three digits is right in 75 % only."""
-    labels = [int(label) for _, label in (CuedClipsDataset("train", 1000)[k] for k in range(1000))]
-    assert 430 < sum(labels) < 570, "500 expected, standard deviation 16"
 
 
 def test_the_query_point_is_the_cue():

@@ -12,7 +12,7 @@ from nonlocal_nets.data import Charades, Kinetics, VideoFolder, charades, kineti
 
 
 def colours(clips):
-    """The strongest colour of each clip (B, 3, T, H, W) or of its first view: what `plain_frames` tells the class by."""
+    """The strongest colour of each clip (B, 3, T, H, W), or of its first view: it tells the class."""
     clips = clips if clips.ndim == 5 else clips[:, 0]
     return clips.mean((2, 3, 4)).argmax(1).tolist()
 

@@ -1,6 +1,7 @@
 """Charades (Sigurdsson et al., ECCV 2016): 9,848 videos of things done at home, several of 157 actions in each."""
 
 import csv
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -73,7 +74,8 @@ class ActionClips(Clips[list[Action]]):
 
     def label(self, target: list[Action], begin: float, end: float) -> Tensor:
         labels = torch.zeros(self.num_classes)
-        labels[[action.label for action in target if action.begin < end and action.end > begin]] = 1
+        whole = end == math.inf  # also an action that takes no time
+        labels[[action.label for action in target if whole or (action.begin < end and action.end > begin)]] = 1
         return labels
 
 
@@ -108,7 +110,7 @@ def read_list(path: Path, classes: int) -> dict[str, list[Action]]:
                 actions = [_action(text) for text in row["actions"].split(";") if text]
             except (ValueError, AttributeError):
                 actions = [Action(classes, 0, 0)]
-            if any(action.label >= classes for action in actions):
+            if not all(0 <= action.label < classes for action in actions):
                 where = f"{path}, line {reader.line_num}"
                 raise ValueError(f"{where}: expected actions such as 'c092 11.90 21.20;...', got {row['actions']!r}")
             rows[row["id"]] = actions

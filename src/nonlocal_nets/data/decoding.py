@@ -1,7 +1,9 @@
 """Frames of a video by their number: of a file, by PyAV, or of a folder of images.
 
 PyAV was chosen by measurement (benchmarks/README.md): its wheels bring FFmpeg, and damaged data are an error in it,
-where the faster decord and OpenCV give wrong frames without a word.
+where the faster decord and OpenCV give wrong frames without a word. No container has checksums, though: damage that
+happens to be another valid picture passes, of VP9 most of it, and where a packet's header is hit, except in MP4, the
+packet is lost unnoticed, so that the frames after it count one less.
 """
 
 from bisect import bisect_left

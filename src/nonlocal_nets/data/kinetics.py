@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -49,33 +50,45 @@ def find_list(root: Path, part: str) -> Path | None:
 
 
 def read_list(root: Path, part: str) -> list[tuple[str, str]]:
-    """Labels and names of files, `<id>_<start>_<end>`; none for a list without labels, as that of a challenge."""
+    """Labels and names of files, `<id>_<start>_<end>`; none for a test without labels, as that of a challenge."""
     path = find_list(root, part)
     if path is None:
         raise ValueError(f"no file {part}.csv in {root} or {root / 'annotations'}: expected Kinetics' list of {part}")
-    with path.open(newline="") as file:
+    rows = []
+    with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
-        if not set(COLUMNS[1:]) <= set(reader.fieldnames or ()):
+        if not set(COLUMNS[part == "test" :]) <= set(reader.fieldnames or ()):
             raise ValueError(f"{path}: expected the columns {', '.join(COLUMNS)}, got {reader.fieldnames}")
-        if "label" not in (reader.fieldnames or ()):
-            return []
-        rows = []
         for row in reader:
-            try:
-                name = f"{row['youtube_id']}_{int(float(row['time_start'])):06}_{int(float(row['time_end'])):06}"
-            except (TypeError, ValueError):
-                raise ValueError(f"{path}, line {reader.line_num}: expected {', '.join(COLUMNS)}, got {row}") from None
-            rows.append((row["label"], name))
-    return rows
+            name, label = _name(row), row.get("label") or ""
+            if not name or not (label or part == "test"):
+                raise ValueError(f"{path}, line {reader.line_num}: expected {', '.join(COLUMNS)}, got {row}")
+            rows.append((label, name))
+    return rows if all(label for label, _ in rows) else []
+
+
+def _name(row: dict[str, str]) -> str | None:
+    """Of a row's file, without its ending; None for a row that cannot be read."""
+    try:
+        start, end = (int(float(row[time])) for time in ("time_start", "time_end"))
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return f"{row['youtube_id']}_{start:06}_{end:06}"
+
+
+def _find(folder: Path) -> dict[str, str]:
+    """All videos of a folder by their names without endings, in one scan: a part has hundreds of thousands."""
+    files = [(at, *os.path.splitext(file)) for at, _, names in os.walk(folder, followlinks=True) for file in names]
+    return {stem: os.path.join(at, stem + end) for at, stem, end in sorted(files) if end.lower() in VIDEO_EXTENSIONS}
 
 
 def _samples(folder: Path, rows: list[tuple[str, str]], classes: list[str]) -> list[Sample]:
     """Paths and labels of the videos that are there; the others are counted and reported."""
-    found = {path.stem: path for path in sorted(folder.rglob("*")) if path.suffix.lower() in VIDEO_EXTENSIONS}
+    found = _find(folder)
     number = {label: k for k, label in enumerate(classes)}
     if foreign := sorted({label for label, _ in rows} - number.keys()):
         raise ValueError(f"labels of {folder.name} that train does not have: {', '.join(foreign[:5])}")
-    samples = [(str(found[name]), number[label]) for label, name in rows if name in found]
+    samples = [(found[name], number[label]) for label, name in rows if name in found]
     missing = [name for _, name in rows if name not in found]
     if not samples:
         raise ValueError(

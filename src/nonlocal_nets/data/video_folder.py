@@ -11,23 +11,29 @@ from nonlocal_nets.data.videos import Sample, VideoDataModule
 
 
 class VideoFolder(VideoDataModule):
-    """Videos in one folder a class, `root/<class>/*`; the sorted names of the folders are the classes.
+    """Videos in one folder a class; the sorted names of the folders are the classes.
 
-    Without `splits` they are split at random, evenly in each class. With it the test is an official one, and validation
-    a random share of the training videos; of UCF101 whole groups of it, for a group is cut out of one recording.
+    Two layouts, told apart by whether `root/train` or `root/val` holds folders:
+
+    - `root/train/<class>/*` and `root/val/<class>/*`, and `root/test/<class>/*` if it is there; else the test is on
+      val.
+    - `root/<class>/*`. Without `splits` they are split at random, evenly in each class. With it the test is an official
+      one, and validation a random share of the training videos; of UCF101 whole groups of it, for a group is cut out of
+      one recording.
 
     Args:
         root: the folder.
         splits: the folder with the official lists: UCF101's trainlist01.txt and testlist01.txt, or HMDB51's
             <class>_test_split1.txt; null: a random split.
         fold: which of the three official splits.
-        val_fraction: the share for validation; with `splits` of the training videos.
-        test_fraction: the share for the test, without `splits`.
-        seed: of the random split.
+        val_fraction: the share for validation, with `splits` of the training videos; of the second layout only.
+        test_fraction: the share for the test, without `splits`; of the second layout only.
+        seed: of the random split; of the second layout only.
         kwargs: of `VideoDataModule`.
 
     Raises:
-        ValueError: a folder without videos or without lists, listed videos that are missing, a share out of range.
+        ValueError: a folder without videos or without lists, listed videos that are missing, `splits` for the first
+            layout, train and val with different classes, a share out of range.
     """
 
     def __init__(
@@ -40,15 +46,38 @@ class VideoFolder(VideoDataModule):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        classes, samples = read_folder(Path(root))
-        if splits is None:
+        folder = Path(root)
+        if _has_folders(folder / "train") or _has_folders(folder / "val"):
+            if splits is not None:
+                raise ValueError(f"{folder} is split already, into train and val: splits must be null, got {splits}")
+            classes, parts = read_parts(folder)
+        elif splits is None:
+            classes, samples = read_folder(folder)
             indices = split([k for _, k in samples], {"test": test_fraction, "val": val_fraction}, seed)
             parts = {part: [samples[k] for k in chosen] for part, chosen in indices.items()}
         else:
+            classes, samples = read_folder(folder)
             named = {f"{Path(path).parent.name}/{Path(path).name}": (path, k) for path, k in samples}
             train, test = ([named[name] for name in names] for names in official(Path(splits), fold, set(named)))
             parts = {"test": test, **_validation(train, val_fraction, seed)}
         super().__init__(class_names=classes, parts=parts, **kwargs)
+
+
+def _has_folders(folder: Path) -> bool:
+    return folder.is_dir() and any(path.is_dir() for path in folder.iterdir())
+
+
+def read_parts(root: Path) -> tuple[list[str], dict[str, list[Sample]]]:
+    """Classes and samples of root/train, root/val and, if it has class folders, root/test."""
+    names = ["train", "val", *(["test"] if _has_folders(root / "test") else [])]
+    read = {part: read_folder(root / part) for part in names}
+    classes = read["train"][0]
+    for part, (others, _) in read.items():
+        if others != classes:
+            only = {"train": set(classes) - set(others), part: set(others) - set(classes)}
+            sides = "; ".join(f"only in {side}: {', '.join(sorted(who)[:5]) or 'none'}" for side, who in only.items())
+            raise ValueError(f"{root / 'train'} and {root / part} have different classes; {sides}")
+    return classes, {"test": read["val"][1], **{part: samples for part, (_, samples) in read.items()}}
 
 
 def read_folder(root: Path) -> tuple[list[str], list[Sample]]:

@@ -1,0 +1,72 @@
+"""Kinetics: lists that differ from the official ones by little, and where the videos may lie."""
+
+import pytest
+
+from nonlocal_nets.data import Kinetics
+from nonlocal_nets.data.kinetics import fake
+
+HEAD = "label,youtube_id,time_start,time_end,split\n"
+NO_LABEL = "youtube_id,time_start,time_end,split\nabs0,0,10,test\n"
+
+
+@pytest.fixture
+def k400(tmp_path):
+    return tmp_path, fake(tmp_path)
+
+
+def counts(words):
+    return {part: len(samples) for part, samples in Kinetics(**words).parts.items()}
+
+
+@pytest.mark.parametrize("test", [NO_LABEL, HEAD + ",abs0,0,10,test\n"], ids=["no column", "empty column"])
+def test_a_test_without_labels_is_on_val(k400, test):
+    root, words = k400
+    (root / "test.csv").write_text(test)
+    data = Kinetics(**words)
+    assert data.parts["test"] == data.parts["val"]
+    assert data.num_classes == 2
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_train_and_val_without_labels_are_refused(k400, part):
+    root, words = k400
+    (root / f"{part}.csv").write_text(NO_LABEL)
+    with pytest.raises(ValueError, match=rf"{part}.csv: expected the columns label, .*, got \['youtube_id', 'time_st"):
+        Kinetics(**words)
+
+
+@pytest.mark.parametrize("row", [",abs0,0,10,train", "abseiling,abs0,inf,10,train", "abseiling,abs0", "a,b,c,d,e"])
+def test_a_row_that_cannot_be_read(k400, row):
+    root, words = k400
+    (root / "train.csv").write_text(f"{HEAD}air drumming,air0,0,10,train\n{row}\n")
+    with pytest.raises(ValueError, match=r"train.csv, line 3: expected label, youtube_id, .*, got \{"):
+        Kinetics(**words)
+
+
+def test_a_byte_order_mark_decimals_more_columns_and_quotes(k400):
+    """As spreadsheets write the lists, and with Kinetics-600's column is_cc."""
+    root, words = k400
+    rows = '"abseiling",abs1,1.0,11.0,train,0\n"air drumming",air2,2,12,train,1\n'
+    text = HEAD.replace("split", "split,is_cc") + rows
+    (root / "train.csv").write_text(text, encoding="utf-8-sig")
+    data = Kinetics(**words)
+    assert data.class_names == ("abseiling", "air drumming")
+    files = [(path.rpartition("/")[2], label) for path, label in data.parts["train"]]
+    assert files == [("abs1_000001_000011.mp4", 0), ("air2_000002_000012.mp4", 1)]
+
+
+def test_labels_with_underscores_linked_folders_and_other_endings(k400, tmp_path_factory):
+    root, words = k400
+    (root / "train" / "air drumming").rename(root / "train" / "air_drumming")
+    (root / "train" / "air_drumming" / "air0_000000_000010.mp4").rename(root / "train" / "air0_000000_000010.WEBM")
+    other_disk = tmp_path_factory.mktemp("disk") / "abseiling"
+    (root / "train" / "abseiling").rename(other_disk)
+    (root / "train" / "abseiling").symlink_to(other_disk)
+    assert counts(words) == {"train": 6, "val": 4, "test": 4}
+
+
+def test_a_file_that_is_still_coming_is_missing(k400):
+    root, words = k400
+    path = root / "train" / "abseiling" / "abs0_000000_000010.mp4"
+    path.rename(path.with_name(path.name + ".part"))
+    assert counts(words)["train"] == 5
