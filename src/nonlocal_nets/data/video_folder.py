@@ -24,7 +24,7 @@ class VideoFolder(VideoDataModule):
     Args:
         root: the folder.
         splits: the folder with the official lists: UCF101's trainlist01.txt and testlist01.txt, or HMDB51's
-            <class>_test_split1.txt; null: a random split.
+            lists such as wave_test_split1.txt; null: a random split.
         fold: which of the three official splits.
         val_fraction: the share for validation, with `splits` of the training videos; of the second layout only.
         test_fraction: the share for the test, without `splits`; of the second layout only.
