@@ -31,10 +31,10 @@ transfer: .venv/installed  ## the README's third table: ImageNet's weights fine-
 	  --variant "no block: --model.blocks=none" --variant "two blocks:" -- $(QUIET)
 
 test: .venv/installed  ## the fast tests
-	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-all: .venv/installed  ## all tests
-	$(BIN)/python -m pytest -n auto
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 test-cuda: .venv/installed  ## the layer on a GPU against the oracles on the CPU
 	$(BIN)/python -m pytest -m oracle --device cuda tests/nn

@@ -79,7 +79,11 @@ def test_header_of_an_overlay_shows_its_command(path):
     assert f"train.py fit --config <experiment> --config {relative(path)}" in header
 
 
-@pytest.mark.parametrize("path", EXPERIMENTS, ids=relative)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] * (path.stem == "charades")) for path in EXPERIMENTS],  # a ResNet-101
+    ids=relative,
+)
 def test_experiment_trains_and_tests(path, tmp_path):
     words = [*SMALL, *few_samples(path, tmp_path / "data")]
     if path.parent.name == "video":

@@ -108,6 +108,7 @@ def test_each_resolves_and_its_command_is_true(path, capsys):
     assert (model["optimizer"], model["decay_all"], model["dropout"]) == ("sgd", False, 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_networks_have_the_papers_parameters(name, capsys):
     path = VIDEO / "kinetics.yaml" if name == "kinetics" else VIDEO / "paper" / f"{name}.yaml"
