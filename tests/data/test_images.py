@@ -1,7 +1,6 @@
 """What all image data modules share, on real files: pixels against Pillow and numpy, splits, corrupt files, predict."""
 
 import itertools
-import logging
 from collections import Counter
 from types import SimpleNamespace
 
@@ -48,19 +47,6 @@ def spoil(path, how):
 
 def read(loader):
     return [label for _, labels in loader for label in labels.tolist()]
-
-
-def failure(loader):
-    """How many batches came before the error, and its message."""
-    batches, seen, message = iter(loader), 0, "no error"
-    try:
-        for _ in batches:
-            seen += 1
-    except CorruptImageError as error:
-        message = str(error)
-    if loader.num_workers:  # torch 2.15 waits 5 s a worker when it collects an iterator that raised
-        batches._shutdown_workers()
-    return seen, message
 
 
 def test_evaluation_is_resize_centre_crop_and_normalisation(tmp_path):
@@ -186,7 +172,7 @@ def test_split_refuses_an_empty_part():
 
 @WORKERS
 @pytest.mark.parametrize("how", ["jpeg", "png", "text", "empty"])
-def test_a_corrupt_file_stops_with_its_path(files, how, num_workers):
+def test_a_corrupt_file_stops_with_its_path(files, how, num_workers, failure):
     data = Squares(files, batch_size=2, num_workers=num_workers)
     spoil(files[5], how)  # after the look at the headers
     seen, message = failure(data.val_dataloader())
@@ -213,17 +199,6 @@ def test_of_many_files_an_even_share_is_looked_into(files, monkeypatch):
     check_headers([])
 
 
-@pytest.fixture
-def warnings_of_all_processes(tmp_path):
-    """The lines that the main process and its workers log; each appends to one file."""
-    handler = logging.FileHandler(tmp_path / "log.txt")
-    logger = logging.getLogger("nonlocal_nets.data.base")
-    logger.addHandler(handler)
-    yield lambda: (tmp_path / "log.txt").read_text().splitlines()
-    logger.removeHandler(handler)
-    handler.close()
-
-
 @WORKERS
 def test_corrupt_files_are_replaced_and_named_once(files, num_workers, warnings_of_all_processes):
     spoil(files[2], "text")
@@ -244,7 +219,7 @@ def test_corrupt_files_are_replaced_and_named_once(files, num_workers, warnings_
 
 
 @WORKERS
-def test_one_more_than_the_share_stops(files, num_workers, warnings_of_all_processes):
+def test_one_more_than_the_share_stops(files, num_workers, warnings_of_all_processes, failure):
     for k in (0, 3, 6, 10):
         spoil(files[k], "text")
     data = Squares(files, batch_size=1, num_workers=num_workers, corrupt="replace", max_corrupt=0.25)
@@ -254,7 +229,7 @@ def test_one_more_than_the_share_stops(files, num_workers, warnings_of_all_proce
     assert str(files[10]) in message
 
 
-def test_the_count_goes_on_over_epochs_and_loaders_of_a_dataset(files):
+def test_the_count_goes_on_over_epochs_and_loaders_of_a_dataset(files, failure):
     dataset = ImageFiles([(str(path), 0) for path in files], Squares(files).eval_transform, "replace", 1 / 12)
     spoil(files[4], "text")
     for _ in range(3):

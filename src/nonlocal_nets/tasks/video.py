@@ -1,5 +1,6 @@
 """Video classification with C2D, I3D or any inflated timm network, non-local or not, as in the paper."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -149,7 +150,7 @@ class VideoClassification(Task):
         views_BVK = torch.unflatten(super().forward(x.flatten(0, 1)).float(), 0, x.shape[:2])
         if self.multi_label:
             return torch.logit(views_BVK.sigmoid().mean(1), eps=1e-6)
-        return torch.logsumexp(views_BVK.log_softmax(2), 1) - torch.log(torch.tensor(float(x.shape[1])))
+        return torch.logsumexp(views_BVK.log_softmax(2), 1) - math.log(x.shape[1])
 
     def predict_step(self, batch: tuple[Tensor, list[str]], batch_idx: int) -> Tensor:
         """Probabilities (B, num_classes) of clips (B, C, T, H, W) or views (B, V, C, T, H, W)."""
