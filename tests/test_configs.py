@@ -24,6 +24,7 @@ VIDEOS = ("kinetics", "charades", "video_folder")  # data for the experiments on
 SEQUENCES = ("ucr", "speech_commands")
 EXPRESSIONS = ROOT / "configs" / "sequence" / "listops.yaml"
 TOKENS = ("listops", "text")
+LARGE = ("charades", "imagenet", "elpv")  # a ResNet-101, a ResNet-50, an EfficientNet with its weights
 SMALL = [
     "--trainer.accelerator=cpu",
     "--trainer.max_epochs=1",
@@ -87,7 +88,7 @@ def test_header_of_an_overlay_shows_its_command(path):
 
 @pytest.mark.parametrize(
     "path",
-    [pytest.param(path, marks=[pytest.mark.slow] * (path.stem == "charades")) for path in EXPERIMENTS],  # a ResNet-101
+    [pytest.param(path, marks=[pytest.mark.slow] * (path.stem in LARGE)) for path in EXPERIMENTS],
     ids=relative,
 )
 def test_experiment_trains_and_tests(path, tmp_path):

@@ -59,7 +59,7 @@ def augmented_images(folder):
     [
         pytest.param(cued_digits, "epochs=1", 6, marks=pytest.mark.slow),
         pytest.param(cued_digits, "train_steps=4", 8, marks=pytest.mark.slow),
-        (augmented_images, "train_steps=4", 8),
+        pytest.param(augmented_images, "train_steps=4", 8, marks=pytest.mark.slow),  # fast ones: test_survival.py
     ],
 )
 def test_killed_and_resumed_is_bit_identical(tmp_path, monkeypatch, data, every, step):

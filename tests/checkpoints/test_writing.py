@@ -1,21 +1,21 @@
 """Checkpoints that are whole or not there. (Killed runs: tests/test_survival.py.)"""
 
 import os
-import subprocess
-import sys
+import resource
 
 import pytest
 import torch
 
 from nonlocal_nets.checkpoints import CheckpointWriteError, WholeCheckpoints, newest
 
-FULL = """
-import resource, sys, torch
-from nonlocal_nets.checkpoints import WholeCheckpoints
 
-resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # what a full disk is: a write that fails
-WholeCheckpoints().save_checkpoint({"state_dict": {"w": torch.zeros(100_000)}}, sys.argv[1])
-"""
+@pytest.fixture
+def full_disk():
+    """A limit on the size of a file: a write that fails, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_checkpoint_is_read_back(tmp_path):
@@ -26,14 +26,14 @@ def test_a_checkpoint_is_read_back(tmp_path):
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_a_full_disk_is_an_error_and_leaves_the_one_before(tmp_path, before):
+def test_a_full_disk_is_an_error_and_leaves_the_one_before(tmp_path, before, full_disk):
     path = tmp_path / "last.ckpt"
     if before:
         WholeCheckpoints().save_checkpoint({"state_dict": {"w": torch.ones(2)}}, path)
-    done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True)
-    line = done.stderr.splitlines()[-1]
-    assert f"CheckpointWriteError: cannot write the checkpoint {path}: File too large" in line
-    assert ("the one before" in line) == before
+    with pytest.raises(CheckpointWriteError) as error:
+        WholeCheckpoints().save_checkpoint({"state_dict": {"w": torch.zeros(100_000)}}, path)
+    assert str(error.value).startswith(f"cannot write the checkpoint {path}: File too large")
+    assert ("the one before" in str(error.value)) == before
     assert os.listdir(tmp_path) == ["last.ckpt"] * before
     if before:
         assert torch.load(path, weights_only=True)["state_dict"]["w"].tolist() == [1, 1]
