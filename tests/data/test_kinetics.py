@@ -13,9 +13,18 @@ HEAD = "label,youtube_id,time_start,time_end,split\n"
 NO_LABEL = "youtube_id,time_start,time_end,split\nabs0,0,10,test\n"
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    root = tmp_path_factory.mktemp("original")
+    return root, fake(root)
+
+
 @pytest.fixture
-def k400(tmp_path):
-    return tmp_path, fake(tmp_path)
+def k400(original, tmp_path):
+    """A copy that a test may change: its folder, and the words that read it."""
+    root, words = original
+    shutil.copytree(root, tmp_path, dirs_exist_ok=True)
+    return tmp_path, words | {"root": str(tmp_path)}
 
 
 def counts(words):
