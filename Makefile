@@ -6,7 +6,7 @@ COMPARE := $(BIN)/python -m nonlocal_nets.compare
 SEEDS ?= 5
 QUIET := --trainer.enable_progress_bar=false --trainer.enable_model_summary=false
 
-.PHONY: demo results results-video transfer test test-all test-cuda check format bench lock
+.PHONY: demo results results-video results-sequence transfer test test-all test-cuda check format bench lock
 
 demo: .venv/installed  ## train, test, compare with the same network without the block, draw a picture
 	$(COMPARE) configs/image/cued_digits.yaml --variant "with the block:" --variant "without: --model.blocks=none"
@@ -27,7 +27,16 @@ results-video: .venv/installed  ## the README's second table, cued clips: a smal
 	  --variant "Gaussian: --model.pairwise=gaussian" --variant "dot product: --model.pairwise=dot_product" \
 	  --variant "concatenation: --model.pairwise=concatenation" -- $(QUIET)
 
-transfer: .venv/installed  ## the README's third table: ImageNet's weights fine-tuned on solar cells, 3 seeds
+# sets of series that are in a package, with and without the block; longer ones are strided by the stem
+SERIES := "GunPoint:100" "ArrowHead:100" "ItalyPowerDemand:100" "BasicMotions:60" "JapaneseVowels:30" \
+  "OSULeaf:40 --model.stem_stride=2" "ACSF1:80 --model.stem_stride=4"
+results-sequence: .venv/installed  ## the README's third table: time series, SEEDS=5
+	set --; for series in $(SERIES); do \
+	  words="--data.name=$${series%%:*} --trainer.max_epochs=$${series#*:}"; \
+	  set -- "$$@" --variant "$${series%%:*}, no block: $$words --model.blocks=none" --variant "$${series%%:*}, block: $$words"; \
+	done; $(COMPARE) configs/sequence/ucr.yaml --seeds $(SEEDS) --processes 2 "$$@" -- $(QUIET)
+
+transfer: .venv/installed  ## the README's fourth table: ImageNet's weights fine-tuned on solar cells, 3 seeds
 	$(COMPARE) configs/image/elpv.yaml --seeds 3 --metric test/balanced_accuracy \
 	  --variant "no block: --model.blocks=none" --variant "two blocks:" -- $(QUIET)
 

@@ -1,6 +1,8 @@
 """Two real processes give the figures of one."""
 
 import csv
+import json
+import os
 import re
 import shutil
 import subprocess
@@ -8,11 +10,121 @@ import sys
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
+import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from nonlocal_nets.cli import main
 from nonlocal_nets.data import charades, kinetics
 
 ROOT = Path(__file__).parents[1]
+SAME = """
+import json, sys
+import torch
+
+torch.set_num_threads(1)
+from nonlocal_nets.cli import main
+
+for words in json.loads(sys.argv[1]):
+    main(words)
+"""
+QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.log_every_n_steps=1"]
+TASKS = {
+    "image": ("image/cued_digits", ["--data.train_samples=32", "--data.val_samples=5", "--data.test_samples=9"]),
+    "video": ("video/cued_clips", ["--data.train_samples=32", "--data.val_samples=5", "--data.test_samples=9"]),
+    "sequence": ("sequence/ucr", ["--data.name=JapaneseVowels"]),  # 370 test samples of many lengths, padded
+}
+
+
+class NoStatistics(pl.Callback):
+    """Batch norms as in evaluation: in training their statistics are those of each process's own samples."""
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        for norm in module.modules():
+            if isinstance(norm, _BatchNorm):
+                norm.eval()
+
+
+class Draws(pl.Callback):
+    """Writes down what is drawn in the steps of each process, and the norm of each parameter's gradient."""
+
+    def on_train_batch_end(self, trainer, module, outputs, batch, batch_idx):
+        with Path(f"{trainer.checkpoint_callback.dirpath}-{trainer.global_rank}").open("a") as file:
+            file.write(f"{torch.rand(1).item()}\n")
+        assert all(p.grad is not None for p in module.parameters())
+
+
+def words_of(task, processes, run, *more):
+    """A fit and a test of it, with 8 samples a step, all processes together, and 4 or 8 at once in the test."""
+    config, data = TASKS[task]
+    words = [f"--config={ROOT}/configs/{config}.yaml", f"--id={run}", "--project=same", *data, *QUIET]
+    words += [f"--trainer.callbacks=[{', '.join(f'{{class_path: {name}}}' for name in CALLBACKS)}]"]
+    words += ["--trainer.precision=64-true", f"--data.batch_size={8 // processes}"]
+    words += [f"--trainer.devices={processes}", f"--trainer.strategy={'ddp_fork' if processes > 1 else 'auto'}"]
+    fit = ["fit", *words, "--trainer.max_steps=6", "--trainer.check_val_every_n_epoch=1", *more]
+    return [fit, ["test", *words, "--ckpt_path=last"]]
+
+
+CALLBACKS = [f"{__name__}.NoStatistics", f"{__name__}.Draws"]
+
+
+def run_in_one_process(commands, folder):
+    """Which imports once; its own processes are forked."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", SAME, json.dumps(commands)]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Of each task a run in one process and one in two."""
+    folder = tmp_path_factory.mktemp("same")
+    commands = [words_of(task, processes, f"{task}-{processes}") for task in TASKS for processes in (1, 2)]
+    commands.append(words_of("image", 2, "image-again")[:1])
+    run_in_one_process([words for pair in commands for words in pair], folder)
+    return folder / "runs" / "same"
+
+
+def weights(run):
+    return torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_two_processes_train_to_the_weights_of_one_with_the_same_global_batch(runs, task):
+    one, two = weights(runs / f"{task}-1"), weights(runs / f"{task}-2")
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5, msg=name)
+    moved = [name for name, value in one.items() if name.endswith("out.weight") and value.any()]
+    assert moved, "the block has learned"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_two_processes_count_each_sample_once(runs, task):
+    one, two = logged(runs / f"{task}-1", "test/"), logged(runs / f"{task}-2", "test/")
+    assert {"test/loss", "test/accuracy"} <= one.keys()
+    assert two == pytest.approx(one, rel=1e-6)
+
+
+@pytest.mark.slow
+def test_what_is_drawn_in_a_step_differs_by_process_and_repeats(runs):
+    draws = [
+        [(runs / run / f"checkpoints-{rank}").read_text() for rank in (0, 1)] for run in ("image-2", "image-again")
+    ]
+    assert draws[0] == draws[1]
+    first, second = (set(text.splitlines()) for text in draws[0])
+    assert len(first) == len(second) == 6
+    assert not first & second
+
+
+def logged(run, prefix):
+    """The last value of what a run's last command logged, in full precision."""
+    version = max((run / "csv").iterdir(), key=lambda folder: int(folder.name.partition("_")[2]))
+    rows = list(csv.DictReader((version / "metrics.csv").read_text().splitlines()))
+    return {name: float(row[name]) for row in rows for name in row if name.startswith(prefix) and row[name]}
 
 
 @pytest.mark.slow

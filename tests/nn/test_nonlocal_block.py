@@ -289,6 +289,15 @@ def test_weights_checks_input_and_mask_as_forward_does():
 # --- a new block ------------------------------------------------------------------------------------------------------
 
 
+def test_a_new_block_whose_norm_is_made_a_synchronised_one_is_still_the_identity():
+    """As `--trainer.sync_batchnorm=true` does, after construction."""
+    block = torch.nn.SyncBatchNorm.convert_sync_batchnorm(NonLocalBlock(4))
+    assert isinstance(block.norm, torch.nn.SyncBatchNorm)
+    assert not block.norm.weight.any()
+    x = torch.randn(2, 4, 3, 5)
+    assert torch.equal(block.eval()(x), x)  # in training it wants a GPU
+
+
 @pytest.mark.oracle
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("norm", NORMS)

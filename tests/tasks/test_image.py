@@ -37,6 +37,21 @@ def test_test_figures_are_those_of_the_whole_set_with_an_uneven_last_batch(tmp_p
     assert figures["test/loss"] == pytest.approx(torch.nn.functional.cross_entropy(logits, labels).item(), rel=1e-5)
 
 
+def test_the_rate_in_force_and_the_global_batch_are_logged(tmp_path, caplog):
+    model = task(lr=0.5, lr_batch=2, warmup_steps=3)
+    few = trainer(tmp_path, max_steps=1, accumulate_grad_batches=2)
+    few.fit(model, loader(12), loader())
+    logged = few.logged_metrics
+    assert {name: float(logged[f"train/{name}"]) for name in ("lr", "global_batch")} == {"lr": 0.5, "global_batch": 8}
+    assert "8 samples a step; the highest learning rate is 2" in caplog.text
+
+
+def test_a_higher_rate_without_warm_up_is_warned_of(tmp_path):
+    model = task(lr=0.5, lr_batch=2, warmup_steps=0)
+    with pytest.warns(UserWarning, match="lr is 2 times as high for 4 samples; set warmup_steps"):
+        trainer(tmp_path, max_steps=1).fit(model, loader(), loader())
+
+
 def test_learning_rate_rises_then_falls_by_a_cosine(tmp_path):
     rates = []
 

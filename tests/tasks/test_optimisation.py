@@ -65,3 +65,25 @@ def test_step_schedule_of_the_paper():
 def test_values_out_of_range(words, message):
     with pytest.raises(ValueError, match=message):
         Optimisation(**{"lr": 0.1} | words)
+
+
+def test_the_learning_rate_follows_the_global_batch():
+    plan = Optimisation(0.1, warmup_steps=4, lr_batch=256)
+    assert plan.peak(256) == 0.1
+    assert plan.peak(2048) == pytest.approx(0.8)
+    assert Optimisation(0.1).peak(2048) == 0.1
+    for optimizer in ("adamw", "sgd"):
+        built, schedule = Optimisation(0.1, warmup_steps=4, lr_batch=256, optimizer=optimizer).build(
+            network(), 10, 2048
+        )
+        rates = []
+        for _ in range(5):
+            rates.append(built.param_groups[0]["lr"])
+            built.step()
+            schedule.step()
+        assert rates == pytest.approx([0.16, 0.32, 0.48, 0.64, 0.8])
+
+
+def test_the_batch_of_a_learning_rate_is_checked():
+    with pytest.raises(ValueError, match="lr_batch must be at least 1, or null, got 0"):
+        Optimisation(0.1, lr_batch=0)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 from lightning_utilities import apply_to_collection
-from pytorch_lightning.utilities import rank_zero_info
+from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 from torch.utils.data import DistributedSampler
 from torchmetrics import MeanMetric, Metric, MetricCollection
@@ -78,7 +78,17 @@ class Task(pl.LightningModule):
         first: tuple[Tensor, Tensor] = apply_to_collection(batch, Tensor, lambda x: x[:left])  # inputs may be several
         return first
 
+    @property
+    def global_batch(self) -> int:
+        """Training samples of an optimiser step, all processes together."""
+        if self.trainer.train_dataloader is None:  # before Lightning needs it
+            self.trainer.fit_loop.setup_data()
+        loader: Any = self.trainer.train_dataloader
+        return int(loader.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches)
+
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log_dict({"train/lr": lr, "train/global_batch": float(self.global_batch)}, on_step=True, on_epoch=False)
         return self.step(batch, "train")[0]
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -90,7 +100,12 @@ class Task(pl.LightningModule):
         return {"logits": self.step(batch, "test")[1], "target": batch[1]}
 
     def configure_optimizers(self) -> Any:
-        optimizer, schedule = self.optimisation.build(self, self.trainer.estimated_stepping_batches)
+        steps, batch = self.trainer.estimated_stepping_batches, self.global_batch
+        peak = self.optimisation.peak(batch)
+        rank_zero_info(f"{batch} samples a step; the highest learning rate is {peak:g}")
+        if peak > self.optimisation.lr and not self.optimisation.warmup_steps:
+            rank_zero_warn(f"lr is {peak / self.optimisation.lr:g} times as high for {batch} samples; set warmup_steps")
+        optimizer, schedule = self.optimisation.build(self, steps, batch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 

@@ -41,6 +41,8 @@ class ImageClassification(Task):
         decay_all: whether norms and biases decay as well.
         schedule: "cosine", to 0 at the end of the run, or "step", times 0.1 at each of milestones.
         milestones: optimiser steps of the step schedule.
+        lr_batch: samples a step that lr is meant for; with k times as many, all processes together, it is k lr, and
+            warmup_steps should not be 0. null: lr as it is.
         class_weights: of the loss, one a class, for classes of unequal size; null: all 1.
         label_smoothing: share of a label that is spread over all classes, in [0, 1).
         mixup: alpha of mixup (timm's), 0 for none.
@@ -69,6 +71,7 @@ class ImageClassification(Task):
         decay_all: bool = True,
         schedule: str = "cosine",
         milestones: Sequence[int] = (),
+        lr_batch: int | None = None,
         class_weights: list[float] | None = None,
         label_smoothing: float = 0.0,
         mixup: float = 0.0,
@@ -79,9 +82,8 @@ class ImageClassification(Task):
             )
         if class_weights is not None and (len(class_weights) != num_classes or min(class_weights) <= 0):
             raise ValueError(f"class_weights must be {num_classes} numbers above 0, one a class, got {class_weights}")
-        optimisation = Optimisation(
-            lr, weight_decay, warmup_steps, optimizer, momentum, decay_all, schedule, tuple(milestones)
-        )
+        rate = (lr, weight_decay, warmup_steps)
+        optimisation = Optimisation(*rate, optimizer, momentum, decay_all, schedule, tuple(milestones), lr_batch)
         network = image_backbone(backbone, num_classes, input_size[0])
         block = {"pairwise": pairwise, "inner_channels": inner_channels, "scale": scale, "norm": norm}
         keys = {"pool": pool, "pool_position": pool_position}

@@ -25,6 +25,8 @@ class Optimisation:
         decay_all: whether norms and biases, the parameters of one axis, decay as well.
         schedule: "cosine": to 0 at the end of the run; "step": lr times 0.1 at each of `milestones`.
         milestones: optimiser steps of the step schedule, such as [150000, 300000] of the paper.
+        lr_batch: samples a step that lr is meant for: with k times as many, all processes together, it is k lr (the
+            linear rule of Goyal et al. 2017, arXiv:1706.02677, who warm up over 5 epochs). None: lr as it is.
 
     Raises:
         ValueError: a value outside of this.
@@ -38,6 +40,7 @@ class Optimisation:
     decay_all: bool = True
     schedule: str = "cosine"
     milestones: Sequence[int] = ()
+    lr_batch: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("lr", "weight_decay", "warmup_steps", "momentum"):
@@ -47,11 +50,20 @@ class Optimisation:
         for name, accepted in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
             if getattr(self, name) not in accepted:
                 raise ValueError(f"{name} must be one of {', '.join(accepted)}, got {getattr(self, name)!r}")
+        if self.lr_batch is not None and self.lr_batch < 1:
+            raise ValueError(f"lr_batch must be at least 1, or null, got {self.lr_batch}")
         if (self.schedule == "step") != bool(self.milestones):
             raise ValueError(f"milestones belong to schedule 'step', got {self.schedule!r} and {list(self.milestones)}")
 
-    def build(self, module: nn.Module, total_steps: float) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    def peak(self, global_batch: int) -> float:
+        """The highest learning rate with this many samples a step, all processes together."""
+        return self.lr * (1 if self.lr_batch is None else global_batch / self.lr_batch)
+
+    def build(
+        self, module: nn.Module, total_steps: float, global_batch: int = 1
+    ) -> tuple[torch.optim.Optimizer, LambdaLR]:
         """The optimiser of a module's parameters and the schedule of a run of `total_steps`, stepped every step."""
+        lr = self.peak(global_batch)
         parameters = [p for p in module.parameters() if p.requires_grad]
         if self.decay_all:
             groups = [{"params": parameters, "weight_decay": self.weight_decay}]
@@ -61,13 +73,13 @@ class Optimisation:
                 {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
             ]
         if self.optimizer == "adamw":
-            optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, self.lr)
+            optimizer: torch.optim.Optimizer = torch.optim.AdamW(groups, lr)
         else:
-            optimizer = torch.optim.SGD(groups, self.lr, self.momentum, nesterov=self.momentum > 0)
+            optimizer = torch.optim.SGD(groups, lr, self.momentum, nesterov=self.momentum > 0)
         return optimizer, LambdaLR(optimizer, lambda step: self.factor(step, total_steps))
 
     def factor(self, step: int, total_steps: float) -> float:
-        """The learning rate of a step as a share of `lr`."""
+        """The learning rate of a step as a share of the highest."""
         if step < self.warmup_steps:
             return (step + 1) / (self.warmup_steps + 1)
         if self.schedule == "step":

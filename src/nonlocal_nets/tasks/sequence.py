@@ -46,6 +46,8 @@ class SequenceClassification(Task):
         decay_all: whether norms and biases decay as well.
         schedule: "cosine", to 0 at the end of the run, or "step", times 0.1 at each of milestones.
         milestones: optimiser steps of the step schedule.
+        lr_batch: samples a step that lr is meant for; with k times as many, all processes together, it is k lr, and
+            warmup_steps should not be 0. null: lr as it is.
         label_smoothing: share of a label that is spread over all classes, in [0, 1).
     """
 
@@ -75,13 +77,13 @@ class SequenceClassification(Task):
         decay_all: bool = True,
         schedule: str = "cosine",
         milestones: Sequence[int] = (),
+        lr_batch: int | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
-        optimisation = Optimisation(
-            lr, weight_decay, warmup_steps, optimizer, momentum, decay_all, schedule, tuple(milestones)
-        )
+        rate = (lr, weight_decay, warmup_steps)
+        optimisation = Optimisation(*rate, optimizer, momentum, decay_all, schedule, tuple(milestones), lr_batch)
         shape = {"units": units, "stem_stride": stem_stride, "stage_stride": stage_stride, "dropout": dropout}
         network = sequence_backbone(backbone, num_classes, input_size[0], widths=tuple(widths), **shape)
         block = {"pairwise": pairwise, "inner_channels": inner_channels, "scale": scale, "norm": norm}

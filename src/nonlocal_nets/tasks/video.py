@@ -75,6 +75,8 @@ class VideoClassification(Task):
         decay_all: whether norms and biases decay as well.
         schedule: "cosine", to 0 at the end of the run, or "step", times 0.1 at each of milestones.
         milestones: optimiser steps of the step schedule.
+        lr_batch: samples a step that lr is meant for; with k times as many, all processes together, it is k lr, and
+            warmup_steps should not be 0. null: lr as it is.
         label_smoothing: share of a label that is spread over all classes, in [0, 1).
     """
 
@@ -107,13 +109,13 @@ class VideoClassification(Task):
         decay_all: bool = False,
         schedule: str = "cosine",
         milestones: Sequence[int] = (),
+        lr_batch: int | None = None,
         label_smoothing: float = 0.0,
     ) -> None:
         if not 0 <= label_smoothing < 1 or (multi_label and label_smoothing):
             raise ValueError(f"label_smoothing must be in [0, 1), 0 with multi_label, got {label_smoothing}")
-        optimisation = Optimisation(
-            lr, weight_decay, warmup_steps, optimizer, momentum, decay_all, schedule, tuple(milestones)
-        )
+        rate = (lr, weight_decay, warmup_steps)
+        optimisation = Optimisation(*rate, optimizer, momentum, decay_all, schedule, tuple(milestones), lr_batch)
         network = video_backbone(backbone, num_classes, stem, pool_padding, dropout, input_size[0])
         block = {"pairwise": pairwise, "inner_channels": inner_channels, "scale": scale, "norm": norm}
         keys = {"pool": pool, "pool_position": pool_position}
