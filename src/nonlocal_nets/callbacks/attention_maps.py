@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from nonlocal_nets.callbacks.publish import publish
 from nonlocal_nets.callbacks.run_folder import run_folder
 from nonlocal_nets.nn import NonLocalBlock, blocks
 
@@ -67,7 +68,9 @@ class AttentionMaps(pl.Callback):
         for name, (x, z) in self.seen.items():
             for title, points in queries(trainer, name, x, z, images).items():
                 rows[title] = look(blocks(pl_module)[name], x, points)
-        rank_zero_info(f"What the blocks attend to: {draw(images, rows, run_folder(trainer) / 'attention.png')}")
+        path = draw(images, rows, run_folder(trainer) / "attention.png")
+        publish(trainer, path)
+        rank_zero_info(f"What the blocks attend to: {path}")
 
     def _keep(self, name: str) -> Callable[..., None]:
         def hook(_block: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:

@@ -9,6 +9,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from nonlocal_nets.callbacks.attention_maps import queries, shape_of
+from nonlocal_nets.callbacks.publish import publish
 from nonlocal_nets.callbacks.run_folder import run_folder
 from nonlocal_nets.callbacks.series_picture import Seen, Series, draw
 from nonlocal_nets.nn import NonLocalBlock, blocks
@@ -82,6 +83,7 @@ class AttentionSeries(pl.Callback):
             columns.append(Series(f"sample {k}, class {_label(data, batch[1][k])}", values, rows))
         if columns and columns[0].rows:
             path = draw(columns, getattr(data, "token_names", None), run_folder(trainer) / "attention_series.png")
+            publish(trainer, path)
             rank_zero_info(f"What the blocks attend to: {path}")
 
     def _keep(self, name: str) -> Callable[..., None]:
