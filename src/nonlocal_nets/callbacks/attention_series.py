@@ -20,9 +20,9 @@ class AttentionSeries(pl.Callback):
     """Writes `attention_series.png` into the run's folder: one column a sequence, one row a block and a query.
 
     A row is f(x_i, .) / C(x) of one query position i, exact, over the sequence at its own length: red where positive,
-    blue where negative, as weights of the dot product can be, from a line at zero. A dashed line marks the query. A
-    signal is drawn behind it, all its channels; of tokens the names are written at the strongest keys and above the
-    query, if the data module has `token_names`, else colours show which is which.
+    blue where negative, as weights of the dot product can be, from a line at zero. A dashed line marks the query, and
+    arcs go to its strongest keys. A signal is drawn behind it, all its channels; of tokens the names are written at the
+    strongest keys and above the query, if the data module has `token_names`, else colours show which is which.
 
     The queries are the position that the block changes most, ||z_i - x_i||, those at `at`, and, if the data module has
     a method `query_point(sequence) -> (place,)`, a fraction, the point that it names.
