@@ -4,6 +4,7 @@ Each runs from start to end in a process of its own. What would differ from run 
 times of the cells, is not kept, so that a diff shows what changed.
 """
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -13,14 +14,16 @@ from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent
 NOTEBOOKS = sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
 def execute(path: Path) -> nbformat.NotebookNode:
     """The notebook with new outputs; nbclient's CellExecutionError at the first cell that fails."""
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, timeout=300, kernel_name="python3", record_timing=False, coalesce_streams=True)
-    client.execute(cwd=str(FOLDER))
-    notebook.metadata = {"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
+    client = NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False, coalesce_streams=True)
+    # tqdm says that there is no ipywidgets, for progress bars that no notebook here has
+    client.execute(cwd=str(FOLDER), env=os.environ | {"PYTHONWARNINGS": "ignore:IProgress not found"})
+    notebook.metadata = {"kernelspec": KERNEL}
     return notebook
 
 
