@@ -4,7 +4,6 @@ import re
 
 import nbformat
 import pytest
-
 from notebooks.execute import FOLDER, KERNEL, NOTEBOOKS, execute
 
 LARGEST = 300_000  # bytes
