@@ -73,7 +73,7 @@ def main() -> None:
         if not cases.CASES or arguments.tables != ["peers"]:
             parser.error(f"--case is for the table peers and the name of a shape in cases.py, got {arguments.case!r}")
     torch.set_flush_denormal(True)
-    of_the_cpu = ("startup", "allocator", "decoders")
+    of_the_cpu = ("startup", "allocator", "decoders", "scaling")
     for dtype in [arguments.dtype] if arguments.dtype else list(DTYPES) if arguments.device == "cuda" else ["float32"]:
         place = Place(arguments.device, DTYPES[dtype])
         for name in arguments.tables or [name for name in TABLES if place == CPU or name not in of_the_cpu]:

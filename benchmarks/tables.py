@@ -385,6 +385,13 @@ def video(place: Place) -> str:
     return video.video(place)
 
 
+def scaling(place: Place) -> str:
+    """See benchmarks/scaling.py."""
+    from benchmarks import scaling
+
+    return scaling.scaling(place)
+
+
 TRAIN = ["train.py", "fit", "--config", "configs/image/cued_digits.yaml"]
 TABLES = {
     "startup": startup,
@@ -399,4 +406,5 @@ TABLES = {
     "decoders": decoders,
     "video": video,
     "sequences": sequences,
+    "scaling": scaling,
 }

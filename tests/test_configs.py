@@ -135,8 +135,10 @@ def test_trainer_overlays_choose_the_hardware(capsys):
 def test_wandb_is_one_overlay(capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--config", str(FIRST), "--config", str(OVERLAYS["wandb"]), "--print_config"])
-    (logger,) = yaml.safe_load(capsys.readouterr().out)["trainer"]["logger"]
-    assert logger["class_path"] == "pytorch_lightning.loggers.WandbLogger"
+    trainer = yaml.safe_load(capsys.readouterr().out)["trainer"]
+    assert trainer["logger"]["class_path"] == "pytorch_lightning.loggers.WandbLogger"
+    names = [item["class_path"].rpartition(".")[2] for item in trainer["callbacks"]]
+    assert names == ["AttentionMaps", "ConfusionMatrix", "Throughput"]
 
 
 def test_an_overlay_adds_callbacks_where_it_says_so(tmp_path):

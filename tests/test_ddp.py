@@ -120,6 +120,27 @@ def test_what_is_drawn_in_a_step_differs_by_process_and_repeats(runs):
     assert not first & second
 
 
+@pytest.mark.slow
+def test_weights_that_are_shared_out_train_as_those_that_are_not(tmp_path):
+    """FSDP2 on two processes of the CPU, interrupted and resumed, against DDP; its checkpoint is read without it."""
+    words = [f"--config={ROOT}/configs/image/cued_digits.yaml", "--data.train_samples=32", "--data.val_samples=8"]
+    words += ["--data.batch_size=4", "--trainer.callbacks=[]", *QUIET]
+    overlay = [f"--config={ROOT}/configs/trainer/fsdp.yaml", "--trainer.strategy.init_args.data_parallel_size=2"]
+    fsdp = [*words, *overlay, "--id=fsdp", "--trainer.precision=32-true", "--ckpt_path=last"]
+    ddp = [*words, "--trainer.strategy=ddp", "--id=ddp", "--trainer.max_epochs=3"]
+    test = ["test", *words, "--data.test_samples=8", "--id=fsdp", "--ckpt_path=last"]
+    two = ["--trainer.devices=2", "--trainer.accelerator=cpu"]
+    starts = [["fit", *fsdp, "--trainer.max_epochs=2", *two], ["fit", *fsdp, "--trainer.max_epochs=3", *two]]
+    for command in (*starts, ["fit", *ddp, *two], test):
+        command = [sys.executable, str(ROOT / "train.py"), *command]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr[-2000:]
+    shared_out, whole = (weights(tmp_path / "runs/cued_digits" / run) for run in ("fsdp", "ddp"))
+    assert shared_out.keys() == whole.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(shared_out[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
 def logged(run, prefix):
     """The last value of what a run's last command logged, in full precision."""
     version = max((run / "csv").iterdir(), key=lambda folder: int(folder.name.partition("_")[2]))

@@ -19,9 +19,18 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 import nonlocal_nets.tasks  # noqa: F401  # with data and callbacks: so that `class_path` may be a bare name
+from nonlocal_nets import cli_wandb
 from nonlocal_nets.callbacks import Predictions, Repeatable, SaveOnSignal, Summary
 from nonlocal_nets.callbacks.run_folder import run_folder
-from nonlocal_nets.checkpoints import CheckpointWriteError, WholeCheckpoints, check_fit, newest, read
+from nonlocal_nets.checkpoints import (
+    CheckpointWriteError,
+    LastCheckpoint,
+    WholeCheckpoints,
+    best_checkpoint,
+    check_fit,
+    newest,
+    read,
+)
 from nonlocal_nets.cli_errors import FROM_DATA, Parser, check_words, debug, one_line_for
 from nonlocal_nets.cli_help import TITLES
 from nonlocal_nets.data import CorruptFileError
@@ -94,17 +103,7 @@ class NonLocalCLI(LightningCLI):
         if self.words.id is None:
             self.words.id = shared_id() or unused_id(RUNS / self.words.project)
         os.environ[RUN_ID] = self.words.id  # for the processes that Lightning starts with the same command
-        given = self.words.trainer.logger
-        for logger in given if isinstance(given, list) else [given]:
-            if str(getattr(logger, "class_path", "")).endswith(".WandbLogger"):
-                self.place_wandb(logger.init_args)
-
-    def place_wandb(self, words: Any) -> None:
-        """Of what the user left open: the same project and id as here, and the files in the run's folder."""
-        self.run_folder.mkdir(parents=True, exist_ok=True)  # or wandb goes elsewhere
-        for name, value in {"project": self.words.project, "id": self.words.id, "save_dir": self.run_folder}.items():
-            if words.get(name) in (None, "."):
-                words[name] = str(value)
+        cli_wandb.place(self.words.trainer, self.words.project, self.words.id, self.run_folder)
 
     def instantiate_classes(self) -> None:
         """A value that a model, a data module or the trainer refuses is the user's to mend: one line, no traceback."""
@@ -141,11 +140,7 @@ class NonLocalCLI(LightningCLI):
     before_fit = before_validate = before_test = before_predict = check_checkpoint
 
     def finish_wandb(self) -> None:
-        """The run ends with the command, not with the process: the next command in it is another run."""
-        if any(isinstance(logger, WandbLogger) for logger in self.trainer.loggers):
-            import wandb
-
-            wandb.finish()
+        cli_wandb.finish(self.trainer)
 
     after_fit = after_validate = after_test = after_predict = finish_wandb
 
@@ -169,33 +164,11 @@ class NonLocalCLI(LightningCLI):
             kwargs["logger"] = [TensorBoardLogger(RUNS, name=self.words.project, version=self.words.id), csv, *others]
         trainer = super().instantiate_trainer(**kwargs)
         trainer.strategy.checkpoint_io = WholeCheckpoints()
-        trainer.callbacks.append(last_checkpoint(self.words.checkpoint))  # type: ignore[attr-defined]
+        trainer.callbacks.append(LastCheckpoint(self.words.checkpoint))  # type: ignore[attr-defined]
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(self.run_folder / "checkpoints")
         return trainer
-
-
-def last_checkpoint(words: Any) -> ModelCheckpoint:
-    """Writes last.ckpt as often as the user wants checkpoints, by default every epoch, good or bad.
-
-    Lightning 2.6's `save_last` writes it only together with a new best one, from which a run would then go on.
-    """
-    often = {name: words[name] for name in ("every_n_train_steps", "train_time_interval", "every_n_epochs")}
-    # at the end of an epoch: where only some are validated, Lightning would save after these
-    return ModelCheckpoint(filename="last", enable_version_counter=False, save_on_train_epoch_end=True, **often)
-
-
-def best_checkpoint(last: Path) -> Path:
-    """The best checkpoint that a run's last one tells of; a ValueError where it does not."""
-    if not last.is_file():
-        raise ValueError(f"no last checkpoint in {last.parent}")
-    read(last)  # says why, if it is none
-    states = torch.load(last, map_location="cpu", weights_only=True)["callbacks"]
-    paths = [Path(state["best_model_path"]) for state in states.values() if state.get("best_model_score") is not None]
-    if not paths:
-        raise ValueError(f"{last} tells of no best checkpoint: nothing was monitored")
-    return paths[0] if paths[0].is_file() else last.with_name(paths[0].name)  # the run's folder may have moved
 
 
 def shared_id() -> str | None:

@@ -1,10 +1,13 @@
 """The picture shows exact rows of f / C(x): of the position that the block changes most, and of the point asked for."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
 import nonlocal_nets as nln
-from nonlocal_nets.callbacks.attention_maps import changed_most, draw, look
+from nonlocal_nets.callbacks.attention_maps import changed_most, draw, look, overlay
 from nonlocal_nets.data import CuedDigits
 from nonlocal_nets.data.cued_digits import CuedDigitsDataset
 
@@ -46,4 +49,17 @@ def test_picture_has_a_row_a_map_and_a_column_an_image(tmp_path):
     from matplotlib.image import imread
 
     height, width = imread(path).shape[:2]
-    assert width / height == pytest.approx(1.6 * 4 / (1.75 * 3), rel=0.01)
+    assert width / height == pytest.approx((1.6 * 4 + 0.6) / (1.75 * 3), rel=0.01)
+
+
+def test_red_is_positive_blue_negative_and_zero_lets_the_picture_through():
+    shown = []
+    axis = SimpleNamespace(imshow=lambda pixels, **_: shown.append(pixels), plot=lambda *_, **__: None)
+    overlay(axis, np.ones((2, 2, 3), np.float32), torch.tensor([[4.0, 0.0], [-2.0, -4.0]]), (0.5, 0.5), (2, 2))
+    picture, painted = shown
+    assert (picture == 1).all()
+    (red, zero), (half, blue) = painted
+    assert red[0] > 2 * red[2]
+    assert blue[2] > 2 * blue[0]
+    assert half[2] > half[0], "the same scale on both sides"
+    assert [round(float(colour[3]), 3) for colour in (red, zero, half, blue)] == [1, 0, 1, 1]

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from matplotlib.colors import to_rgb
+from matplotlib.patches import FancyArrowPatch, StepPatch
 from torch import nn
 
 import nonlocal_nets as nln
@@ -190,7 +192,7 @@ def test_only_the_first_process_draws_and_hooks_go():
 
 def parts(axis):
     """Of the steps that are filled: the red ones, the blue ones, and the edges."""
-    steps = [artist.get_data() for artist in axis.patches if artist.get_fill()]
+    steps = [artist.get_data() for artist in axis.patches if isinstance(artist, StepPatch) and artist.get_fill()]
     return steps[0].values, steps[1].values, steps[0].edges
 
 
@@ -213,6 +215,17 @@ def test_a_signal_its_weights_with_zero_and_the_query(tmp_path, figures):
     for line, channel in zip(lines, signal, strict=True):
         assert line[0].tolist() == [k + 0.5 for k in range(10)]
         assert line[1].tolist() == pytest.approx(channel.tolist())
+
+
+def test_arcs_go_to_the_strongest_keys(tmp_path, figures):
+    weights = torch.zeros(20)
+    weights[2], weights[15] = 0.5, -1
+    draw([Series("", torch.randn(1, 40), {"row": Seen(0.5, weights, 1.0)})], None, tmp_path / "a.png")
+    arcs = [patch for patch in figures[0].axes[0].patches if isinstance(patch, FancyArrowPatch)]
+    ends = [[point[0] for point in arc._posA_posB] for arc in arcs]
+    assert ends == [[20, 31], [20, 5]]
+    assert [arc.get_edgecolor()[:3] for arc in arcs] == [to_rgb("tab:blue"), to_rgb("tab:red")]
+    assert [arc.get_alpha() for arc in arcs] == pytest.approx([1, 0.6])
 
 
 def test_weights_without_a_negative_one_start_at_zero(tmp_path, figures):

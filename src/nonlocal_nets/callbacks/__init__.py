@@ -9,6 +9,7 @@ from nonlocal_nets.callbacks.predictions import Predictions
 from nonlocal_nets.callbacks.repeatable import Repeatable
 from nonlocal_nets.callbacks.save_on_signal import SaveOnSignal
 from nonlocal_nets.callbacks.summary import Summary
+from nonlocal_nets.callbacks.throughput import Throughput
 
 __all__ = [
     "AttentionArrows",
@@ -20,4 +21,5 @@ __all__ = [
     "Repeatable",
     "SaveOnSignal",
     "Summary",
+    "Throughput",
 ]

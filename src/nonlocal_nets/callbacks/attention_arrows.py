@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nonlocal_nets.callbacks.arrows_picture import Arrows, Mark, animate, draw
 from nonlocal_nets.callbacks.attention_maps import Point, look, queries, shape_of
+from nonlocal_nets.callbacks.publish import publish
 from nonlocal_nets.callbacks.run_folder import run_folder
 from nonlocal_nets.nn import NonLocalBlock, blocks
 from nonlocal_nets.nn.grid import pool_sizes
@@ -88,6 +89,8 @@ class AttentionArrows(pl.Callback):
             path.parent.mkdir(parents=True, exist_ok=True)
             draw(clip.cpu(), rows, path, Path(name).name)
             animate(clip.cpu(), rows, path.with_suffix(".gif"))
+            publish(trainer, path)
+            publish(trainer, path.with_suffix(".gif"))
             self.drawn += 1
             rank_zero_info(f"What the blocks attend to in {name}: {path} and .gif")
         self.seen = {}

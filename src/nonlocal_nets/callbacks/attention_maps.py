@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from nonlocal_nets.callbacks.publish import publish
 from nonlocal_nets.callbacks.run_folder import run_folder
 from nonlocal_nets.nn import NonLocalBlock, blocks
 
@@ -23,8 +24,8 @@ class AttentionMaps(pl.Callback):
 
     A map is the row f(x_i, .) / C(x) of one query position i, exact, and a cross marks that position. There are two
     queries: the position that the block changes most, ||z_i - x_i||, and, if the data module has a method
-    `query_point(image) -> (row, column)` in fractions, the point that it names. Weights of the dot product can be
-    negative: then blue is negative, white zero and red positive.
+    `query_point(image) -> (row, column)` in fractions, the point that it names. Colours are a share of a map's largest
+    weight: red is positive, zero lets the picture through, and blue is negative, as weights of the dot product can be.
 
     Args:
         images: how many images of the first test batch are drawn.
@@ -67,7 +68,9 @@ class AttentionMaps(pl.Callback):
         for name, (x, z) in self.seen.items():
             for title, points in queries(trainer, name, x, z, images).items():
                 rows[title] = look(blocks(pl_module)[name], x, points)
-        rank_zero_info(f"What the blocks attend to: {draw(images, rows, run_folder(trainer) / 'attention.png')}")
+        path = draw(images, rows, run_folder(trainer) / "attention.png")
+        publish(trainer, path)
+        rank_zero_info(f"What the blocks attend to: {path}")
 
     def _keep(self, name: str) -> Callable[..., None]:
         def hook(_block: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
@@ -142,25 +145,49 @@ def pictures(inputs: Tensor) -> NDArray[np.float32]:
 
 
 def draw(images: Tensor, rows: dict[str, list[tuple[Point, Tensor]]], path: Path) -> Path:
-    """Images (K, 3 or 1, H, W) above the maps of every row, to a PNG file."""
+    """Images (K, 3 or 1, H, W), and below them for every row their weights over them, to a PNG file."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
     from matplotlib.figure import Figure  # no pyplot: needs no display and leaves no global figure behind
 
-    figure = Figure(figsize=(1.6 * len(images), 1.75 * (1 + len(rows))), layout="constrained")
+    figure = Figure(figsize=(1.6 * len(images) + 0.6, 1.75 * (1 + len(rows))), layout="constrained")
     axes = figure.subplots(1 + len(rows), len(images), squeeze=False)
-    height, width = images.shape[2:]
-    for k, picture in enumerate(pictures(images)):
-        axes[0, k].imshow(picture)
-        for axis, (name, seen) in zip(axes[1:, k], rows.items(), strict=True):
-            (row, column), weights = seen[k]
-            largest = float(weights.abs().amax()) or 1.0
-            signed = bool((weights < 0).any())
-            style: dict[str, Any] = {"cmap": "RdBu_r", "vmin": -largest} if signed else {"cmap": "magma", "vmin": 0}
-            axis.imshow(weights.numpy(), vmax=largest, extent=(0, width, height, 0), **style)
-            axis.contour(picture.max(2), levels=[0.3], colors="gray", linewidths=0.7, extent=(0, width, 0, height))
-            axis.plot(column * width, row * height, "+", color="lime", markersize=10, markeredgewidth=2)
-            axis.set_title(name if k == 0 else "", fontsize=8, loc="left")
+    size = images.shape[2:]
+    for axis, picture in zip(axes[0], pictures(images), strict=True):
+        axis.imshow(picture)
+    for line, (name, seen) in zip(axes[1:], rows.items(), strict=True):
+        for axis, picture, (point, weights) in zip(line, pictures(images), seen, strict=True):
+            overlay(axis, picture, weights, point, size)
+        line[0].set_title(name, fontsize=8, loc="left")
+        signed = any(bool((weights < 0).any()) for _, weights in seen)
+        bar = figure.colorbar(ScalarMappable(Normalize(-1 if signed else 0, 1), colours(signed)), ax=line, aspect=12)
+        bar.set_ticks([-1, 0, 1] if signed else [0, 1], labels=["-max", "0", "max"] if signed else ["0", "max"])
+        bar.ax.tick_params(labelsize=7)
     for axis in axes.flat:
         axis.set_axis_off()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
     return path
+
+
+def overlay(axis: Any, picture: NDArray[np.float32], weights: Tensor, point: Point, size: Sequence[int]) -> None:
+    """Weights over a pale picture (H, W, 3): red where positive, blue where negative, the picture where zero."""
+    height, width = size
+    shades = np.repeat(0.55 + 0.45 * picture.mean(2, keepdims=True), 3, axis=2)
+    axis.imshow(shades, vmin=0, vmax=1, extent=(0, width, height, 0))
+    shares = (weights / (weights.abs().amax() or 1.0)).numpy()
+    painted = colours(signed=True)(shares / 2 + 0.5)
+    painted[..., 3] = np.minimum(np.abs(shares) * 2, 1)  # zero lets the picture through
+    axis.imshow(painted, extent=(0, width, height, 0), interpolation="nearest")
+    row, column = point
+    axis.plot(column * width, row * height, "+", color="black", markersize=11, markeredgewidth=3.5)
+    axis.plot(column * width, row * height, "+", color="lime", markersize=10, markeredgewidth=2)
+
+
+def colours(signed: bool) -> Any:
+    """From blue over white to red, or its upper half."""
+    from matplotlib import colormaps
+    from matplotlib.colors import ListedColormap
+
+    whole = colormaps["RdBu_r"]
+    return whole if signed else ListedColormap(whole(np.linspace(0.5, 1, 128)))

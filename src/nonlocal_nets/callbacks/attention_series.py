@@ -9,6 +9,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from nonlocal_nets.callbacks.attention_maps import queries, shape_of
+from nonlocal_nets.callbacks.publish import publish
 from nonlocal_nets.callbacks.run_folder import run_folder
 from nonlocal_nets.callbacks.series_picture import Seen, Series, draw
 from nonlocal_nets.nn import NonLocalBlock, blocks
@@ -19,9 +20,9 @@ class AttentionSeries(pl.Callback):
     """Writes `attention_series.png` into the run's folder: one column a sequence, one row a block and a query.
 
     A row is f(x_i, .) / C(x) of one query position i, exact, over the sequence at its own length: red where positive,
-    blue where negative, as weights of the dot product can be, from a line at zero. A dashed line marks the query. A
-    signal is drawn behind it, all its channels; of tokens the names are written at the strongest keys and above the
-    query, if the data module has `token_names`, else colours show which is which.
+    blue where negative, as weights of the dot product can be, from a line at zero. A dashed line marks the query, and
+    arcs go to its strongest keys. A signal is drawn behind it, all its channels; of tokens the names are written at the
+    strongest keys and above the query, if the data module has `token_names`, else colours show which is which.
 
     The queries are the position that the block changes most, ||z_i - x_i||, those at `at`, and, if the data module has
     a method `query_point(sequence) -> (place,)`, a fraction, the point that it names.
@@ -82,6 +83,7 @@ class AttentionSeries(pl.Callback):
             columns.append(Series(f"sample {k}, class {_label(data, batch[1][k])}", values, rows))
         if columns and columns[0].rows:
             path = draw(columns, getattr(data, "token_names", None), run_folder(trainer) / "attention_series.png")
+            publish(trainer, path)
             rank_zero_info(f"What the blocks attend to: {path}")
 
     def _keep(self, name: str) -> Callable[..., None]:

@@ -9,6 +9,7 @@ from pytorch_lightning.utilities import rank_zero_info
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
+from nonlocal_nets.callbacks.publish import publish
 from nonlocal_nets.callbacks.run_folder import run_folder
 
 
@@ -48,6 +49,7 @@ class ConfusionMatrix(pl.Callback):
         folder.mkdir(parents=True, exist_ok=True)
         table(counts, names, folder / "classes.csv")
         draw(counts, names, folder / "confusion.png")
+        publish(trainer, folder / "confusion.png")
         rank_zero_info(f"Which classes are taken for which: {folder / 'confusion.png'}")
 
 

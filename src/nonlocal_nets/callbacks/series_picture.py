@@ -46,6 +46,7 @@ def draw(columns: Sequence[Series], names: Sequence[str] | None, path: Path) -> 
     for k, column in enumerate(columns):
         for axis, (name, seen) in zip(axes[:, k], column.rows.items(), strict=True):
             _weights(axis, seen, column.values.shape[-1])
+            _arcs(axis, seen, column.values.shape[-1])
             if column.values.is_floating_point():
                 _signal(axis, column.values)
             elif names is None:
@@ -74,6 +75,28 @@ def _weights(axis: Any, seen: Seen, length: int) -> None:
     ticks = sorted({0.0} | {value for value in (low, high) if abs(value) > 0.1 * (high - low)})
     axis.set_yticks(ticks, [f"{tick:.2g}" for tick in ticks])
     axis.tick_params(labelsize=6)
+
+
+def _arcs(axis: Any, seen: Seen, length: int) -> None:
+    """From the query to its strongest keys, the more opaque the stronger."""
+    from matplotlib.patches import FancyArrowPatch
+
+    largest, query = float(seen.weights.abs().amax()) if len(seen.weights) else 0, seen.query * length
+    for place in strongest(seen, length):
+        weight = float(seen.weights[int(place / (seen.covered * length) * len(seen.weights))])
+        axis.add_patch(
+            FancyArrowPatch(
+                (query, 0.6),
+                (place, 0.6),
+                transform=axis.get_xaxis_transform(),
+                connectionstyle=f"arc3,rad={0.25 if place < query else -0.25}",  # upwards
+                arrowstyle="-|>",
+                mutation_scale=7,
+                shrinkA=0,
+                color="tab:red" if weight > 0 else "tab:blue",
+                alpha=0.2 + 0.8 * abs(weight) / largest,
+            )
+        )
 
 
 def _signal(axis: Any, values: Tensor) -> None:

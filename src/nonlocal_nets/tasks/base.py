@@ -6,6 +6,8 @@ import pytorch_lightning as pl
 from lightning_utilities import apply_to_collection
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DistributedSampler
 from torchmetrics import MeanMetric, Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
@@ -40,6 +42,17 @@ class Task(pl.LightningModule):
         logits: Tensor = self.network(x)
         return logits
 
+    def configure_model(self) -> None:
+        """With Lightning's ModelParallelStrategy (FSDP2) each process keeps a share of every weight.
+
+        Gathered for the time that they are used are the weights of one child of a stage, such as a residual block.
+        """
+        if self.device_mesh is None or any(isinstance(p, DTensor) for p in self.network.parameters()):
+            return  # it is called before fit, test and predict alike
+        units = [unit for stage in self.network.children() for unit in stage.children() if list(unit.parameters())]
+        for module in [*units, self.network]:
+            fully_shard(module, mesh=self.device_mesh["data_parallel"])
+
     def on_fit_start(self) -> None:
         rank_zero_info(self.report)
 
@@ -60,9 +73,10 @@ class Task(pl.LightningModule):
             metrics.update(logits, target.long())
             mean_loss.update(loss.detach(), len(target))  # type: ignore[operator]
         if training:
-            self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(target))
-        else:  # not by self.log's own mean: Lightning 2.6 divides by a whole number of samples a process
-            self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True)  # type: ignore[arg-type]
+            self.log("train/loss_step", loss, prog_bar=True, on_step=True, on_epoch=False)
+        # not by self.log's own mean: Lightning 2.6 divides by a whole number of samples a process
+        name = "train/loss_epoch" if training else f"{stage}/loss"
+        self.log(name, mean_loss, on_step=False, on_epoch=True)  # type: ignore[arg-type]
         self.log_dict(metrics, prog_bar=not training, on_step=False, on_epoch=True)
         return loss, logits
 
