@@ -20,7 +20,7 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 def execute(path: Path) -> nbformat.NotebookNode:
     """The notebook with new outputs; nbclient's CellExecutionError at the first cell that fails."""
     notebook = nbformat.read(path, as_version=4)
-    client = NotebookClient(notebook, timeout=600, kernel_name="python3", record_timing=False, coalesce_streams=True)
+    client = NotebookClient(notebook, timeout=1200, kernel_name="python3", record_timing=False, coalesce_streams=True)
     # tqdm says that there is no ipywidgets, for progress bars that no notebook here has
     client.execute(cwd=str(FOLDER), env=os.environ | {"PYTHONWARNINGS": "ignore:IProgress not found"})
     notebook.metadata = {"kernelspec": KERNEL}
