@@ -6,7 +6,7 @@ COMPARE := $(BIN)/python -m nonlocal_nets.compare
 SEEDS ?= 5
 QUIET := --trainer.enable_progress_bar=false --trainer.enable_model_summary=false
 
-.PHONY: demo results results-video results-sequence transfer test test-all test-cuda check format bench lock
+.PHONY: demo results results-video results-sequence transfer notebooks test test-all test-cuda check format bench lock
 
 demo: .venv/installed  ## train, test, compare with the same network without the block, draw a picture
 	$(COMPARE) configs/image/cued_digits.yaml --variant "with the block:" --variant "without: --model.blocks=none"
@@ -39,6 +39,9 @@ results-sequence: .venv/installed  ## the README's third table: time series, SEE
 transfer: .venv/installed  ## the README's fourth table: ImageNet's weights fine-tuned on solar cells, 3 seeds
 	$(COMPARE) configs/image/elpv.yaml --seeds 3 --metric test/balanced_accuracy \
 	  --variant "no block: --model.blocks=none" --variant "two blocks:" -- $(QUIET)
+
+notebooks: .venv/installed  ## execute the notebooks and save what comes out; 8 minutes
+	$(BIN)/python notebooks/execute.py
 
 test: .venv/installed  ## the fast tests
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"

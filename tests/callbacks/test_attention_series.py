@@ -228,6 +228,13 @@ def test_arcs_go_to_the_strongest_keys(tmp_path, figures):
     assert [arc.get_alpha() for arc in arcs] == pytest.approx([1, 0.6])
 
 
+def test_the_strongest_arc_is_not_more_than_opaque(tmp_path, figures):
+    weights = torch.tensor([0.6509923028794088, 0.0], dtype=torch.float64)
+    assert 0.2 + 0.8 * float(weights[0]) / float(weights[0]) > 1  # by rounding
+    draw([Series("", torch.randn(1, 40), {"row": Seen(0.75, weights, 1.0)})], None, tmp_path / "a.png")
+    assert [patch.get_alpha() for patch in figures[0].axes[0].patches if isinstance(patch, FancyArrowPatch)] == [1]
+
+
 def test_weights_without_a_negative_one_start_at_zero(tmp_path, figures):
     draw([Series("", torch.randn(1, 6), {"row": Seen(0.5, torch.tensor([0.1, 0.9]), 1.0)})], None, tmp_path / "a.png")
     axis = figures[0].axes[0]

@@ -94,7 +94,7 @@ def _arcs(axis: Any, seen: Seen, length: int) -> None:
                 mutation_scale=7,
                 shrinkA=0,
                 color="tab:red" if weight > 0 else "tab:blue",
-                alpha=0.2 + 0.8 * abs(weight) / largest,
+                alpha=0.2 + 0.8 * (abs(weight) / largest),  # in this order: never above 1
             )
         )
 
