@@ -447,24 +447,35 @@ def test_wandbs_agent_ends_a_run_that_is_behind():
 
 
 @pytest.mark.slow
-def test_the_runner_trains_ends_early_and_goes_on_with_the_real_command(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "POLL", 0.2)
+def test_the_runner_told_to_end_goes_on_with_the_real_command(tmp_path, monkeypatch, capsys):
     for name in ("train.py", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
     config = yaml.safe_load((ROOT / "configs" / "sweeps" / "depth.yaml").read_text())
     config["parameters"]["seed_everything"]["values"] = [0]
     config["parameters"]["model.blocks"]["values"] = ["none", "{layer2: 1, layer3: 2}"]
-    small = ["--data.train_samples=8", "--data.val_samples=4", "--data.batch_size=4", "--trainer.max_epochs=2"]
+    small = ["--data.train_samples=8", "--data.val_samples=4", "--data.batch_size=4", "--trainer.max_epochs=30"]
     config["command"][-1:] = [*small, "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false", "${args}"]
-    found = sweep.main([written(config), "--processes", "2"])
-    assert [(row["state"], row["validations"]) for row in table(found)] == [("finished", "2")] * 2
-    for run in found.runs:
-        assert (Path("runs/cued_clips") / run.id / "checkpoints" / "last.ckpt").is_file()
-        resolved = yaml.safe_load((Path("runs/cued_clips") / run.id / "config.yaml").read_text())
-        assert resolved["model"]["init_args"]["blocks"] == yaml.safe_load(run.parameters["model.blocks"])
-        assert len(list(Path("runs/cued_clips").glob(f"{run.id}/wandb/offline-run-*"))) == 1
+    path = written(config)
+    collect = sweep.Sweep.collect
 
-    path = found.folder / "000.json"
-    path.write_text(path.read_text().replace('"finished"', '"running"'))  # as after a kill
-    again = sweep.main([written(config)])
-    assert [(row["state"], row["validations"]) for row in table(again)] == [("finished", "2")] * 2
+    def told(self):
+        collect(self)
+        if len(self.runs) == 2 and all(run.values for run in self.runs):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep.Sweep, "collect", told)
+    with pytest.raises(SystemExit, match="130"):
+        sweep.main([path, "--processes", "2"])
+    monkeypatch.setattr(sweep.Sweep, "collect", collect)
+    (folder,) = Path("runs/sweeps").iterdir()
+    begun = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    assert all(run["state"] == "running" and 0 < len(run["values"]) < 30 for run in begun)
+
+    found = sweep.main([path, "--processes", "2"])
+    assert capsys.readouterr().out.count("--ckpt_path=last") == 2
+    assert [(row["state"], row["validations"]) for row in table(found)] == [("finished", "30")] * 2
+    for run in found.runs:
+        folder = Path("runs/cued_clips") / run.id
+        resolved = yaml.safe_load((folder / "config.yaml").read_text())
+        assert resolved["model"]["init_args"]["blocks"] == yaml.safe_load(run.parameters["model.blocks"])
+        assert len(list(folder.glob("wandb/offline-run-*"))) == len(list(folder.glob("csv/*"))) == 2
