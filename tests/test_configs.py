@@ -69,7 +69,7 @@ def test_there_are_configs_of_each_kind():
         "data",
         "image",
         "sequence",
-        "sweeps",  # tests/test_sweep.py
+        "sweeps",  # tests/test_sweep_configs.py
         "trainer",
         "video",
     }

@@ -1,4 +1,4 @@
-"""Sweeps: each yaml is one by wandb's schema, and its commands are taken; the runner, and wandb's own client.
+"""Sweeps run: by our runner, and by wandb's own client.
 
 No server here: the client talks to tests/wandb_server.py, behind which wandb's own engine proposes.
 """
@@ -22,11 +22,9 @@ import yaml
 pytest.importorskip("sweeps", reason="an extra of its own, see pyproject.toml", exc_type=ImportError)
 
 from nonlocal_nets import sweep, sweep_checks, sweep_results
-from nonlocal_nets.cli import main as train
 from tests.wandb_server import Server
 
 ROOT = Path(__file__).parents[1]
-SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
 PROGRAM = ROOT / "tests" / "sweep_program.py"
 GRID = {
     "name": "try",
@@ -51,10 +49,6 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     np.random.set_state(numpys)  # noqa: NPY002
 
 
-def header(path):
-    return re.match(r"(#.*\n)+", path.read_text())[0]
-
-
 def written(config=GRID, **changes):
     path = Path("sweep.yaml")
     path.write_text(yaml.safe_dump({**config, **changes}, sort_keys=False))
@@ -68,100 +62,6 @@ def with_words(*words):
 def table(found):
     with (found.folder / "sweep.csv").open() as file:
         return list(csv.DictReader(file))
-
-
-# The yaml files
-
-
-def variants(path):
-    """A sweep as it is, and as its header says that it also fits: (config, name of the config of train.py)."""
-    config = yaml.safe_load(path.read_text())
-    yield config, config["command"][5]
-    for other, name, values in re.findall(r"^# Also +for --config (\S+)(?: with (\S+) (\[.*\]))?$", header(path), re.M):
-        changed = yaml.safe_load(path.read_text())
-        changed["command"][5] = other
-        if name:
-            changed["parameters"][name]["values"] = yaml.safe_load(values)
-        yield changed, other
-
-
-def combinations(config):
-    """Of a grid, but for the seeds; the ends and the middle of a range."""
-    choices = {}
-    for name, parameter in config["parameters"].items():
-        values = parameter.get("values") or [parameter.get("value", parameter.get("min"))]
-        choices[name] = values[:1] if name == "seed_everything" else values
-        if "max" in parameter:
-            choices[name] = [parameter["min"], (parameter["min"] * parameter["max"]) ** 0.5, parameter["max"]]
-    for values in itertools.product(*choices.values()):
-        yield dict(zip(choices, values, strict=True))
-
-
-COMMANDS = [
-    pytest.param(
-        config,
-        parameters,
-        id="-".join([path.stem, Path(fits).stem, *map(str, parameters.values())]),
-        marks=[pytest.mark.slow] * (k > 0 or place > 0),
-    )
-    for path in SWEEPS
-    for k, (config, fits) in enumerate(variants(path))
-    for place, parameters in enumerate(combinations(config))
-]
-
-
-def test_the_papers_questions_are_there_for_each_kind_of_data():
-    assert {path.stem for path in SWEEPS} == {"pairwise", "stage", "depth", "spacetime", "subsampling", "lr"}
-    for path in SWEEPS:
-        kinds = {fits.split("/")[1] for _, fits in variants(path)}
-        assert kinds == ({"video"} if path.stem == "spacetime" else {"image", "sequence", "video"}), path.name
-
-
-@pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
-def test_each_yaml_is_a_sweep_by_wandbs_schema_and_its_header_has_the_commands(path):
-    for config, _ in variants(path):
-        assert sweep_checks.engine().config.schema_violations_from_proposed_config(config) == []
-    name = path.relative_to(ROOT)
-    assert f"# Command   python -m nonlocal_nets.sweep {name} --processes 2\n" in header(path)
-    assert f"# wandb     wandb sweep {name} " in header(path)
-    assert {"Source", "Time"} <= set(re.findall(r"^# (\w+)  ", header(path), re.M))
-    config = yaml.safe_load(path.read_text())
-    assert config["command"][:5] == ["${env}", "python", "${program}", "fit", "--config"]
-    assert config["command"][-2:] == ["configs/trainer/wandb.yaml", "${args}"]
-    experiment = yaml.safe_load((ROOT / config["command"][5]).read_text())
-    assert (config["name"], config["project"]) == (path.stem, experiment["project"])
-
-
-@pytest.mark.parametrize(("config", "parameters"), COMMANDS)
-def test_each_combination_is_taken_by_the_command_line_and_builds_its_network(config, parameters, monkeypatch, capsys):
-    monkeypatch.chdir(ROOT)
-    words = sweep_checks.command(config, parameters)
-    assert words[:4] == ["/usr/bin/env", "python", "train.py", "fit"]
-    with pytest.raises(SystemExit) as stop:
-        train([*words[3:], "--print_config"])
-    assert not stop.value.code
-    resolved = yaml.safe_load(capsys.readouterr().out)
-    model = resolved["model"]["init_args"]
-    for name, value in parameters.items():
-        if name.startswith("model."):
-            expected = yaml.safe_load(value) if isinstance(value, str) else value
-            assert model[name.removeprefix("model.")] == expected
-    sizes = {"image": (3, 64, 64), "video": (3, 16, 64, 64), "sequence": (16, 64)}
-    kind = config["command"][5].split("/")[1]
-    task = getattr(sys.modules["nonlocal_nets.tasks"], resolved["model"]["class_path"].rpartition(".")[2])
-    task(**model, num_classes=4, input_size=sizes[kind])
-
-
-def test_each_proposal_of_a_grid_comes_once(monkeypatch):
-    monkeypatch.chdir(ROOT)
-    for path in SWEEPS:
-        config = yaml.safe_load(path.read_text())
-        if config["method"] == "grid":
-            runs = []
-            while (run := sweep_checks.engine().next_run(config, runs)) is not None:
-                runs.append(run)
-            seeds = len(config["parameters"]["seed_everything"]["values"])
-            assert len({json.dumps(run.config) for run in runs}) == len(runs) == seeds * len(list(combinations(config)))
 
 
 # The runner
@@ -447,24 +347,35 @@ def test_wandbs_agent_ends_a_run_that_is_behind():
 
 
 @pytest.mark.slow
-def test_the_runner_trains_ends_early_and_goes_on_with_the_real_command(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep, "POLL", 0.2)
+def test_the_runner_told_to_end_goes_on_with_the_real_command(tmp_path, monkeypatch, capsys):
     for name in ("train.py", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
     config = yaml.safe_load((ROOT / "configs" / "sweeps" / "depth.yaml").read_text())
     config["parameters"]["seed_everything"]["values"] = [0]
     config["parameters"]["model.blocks"]["values"] = ["none", "{layer2: 1, layer3: 2}"]
-    small = ["--data.train_samples=8", "--data.val_samples=4", "--data.batch_size=4", "--trainer.max_epochs=2"]
+    small = ["--data.train_samples=8", "--data.val_samples=4", "--data.batch_size=4", "--trainer.max_epochs=30"]
     config["command"][-1:] = [*small, "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false", "${args}"]
-    found = sweep.main([written(config), "--processes", "2"])
-    assert [(row["state"], row["validations"]) for row in table(found)] == [("finished", "2")] * 2
-    for run in found.runs:
-        assert (Path("runs/cued_clips") / run.id / "checkpoints" / "last.ckpt").is_file()
-        resolved = yaml.safe_load((Path("runs/cued_clips") / run.id / "config.yaml").read_text())
-        assert resolved["model"]["init_args"]["blocks"] == yaml.safe_load(run.parameters["model.blocks"])
-        assert len(list(Path("runs/cued_clips").glob(f"{run.id}/wandb/offline-run-*"))) == 1
+    path = written(config)
+    collect = sweep.Sweep.collect
 
-    path = found.folder / "000.json"
-    path.write_text(path.read_text().replace('"finished"', '"running"'))  # as after a kill
-    again = sweep.main([written(config)])
-    assert [(row["state"], row["validations"]) for row in table(again)] == [("finished", "2")] * 2
+    def told(self):
+        collect(self)
+        if len(self.runs) == 2 and all(run.values for run in self.runs):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep.Sweep, "collect", told)
+    with pytest.raises(SystemExit, match="130"):
+        sweep.main([path, "--processes", "2"])
+    monkeypatch.setattr(sweep.Sweep, "collect", collect)
+    (folder,) = Path("runs/sweeps").iterdir()
+    begun = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    assert all(run["state"] == "running" and 0 < len(run["values"]) < 30 for run in begun)
+
+    found = sweep.main([path, "--processes", "2"])
+    assert capsys.readouterr().out.count("--ckpt_path=last") == 2
+    assert [(row["state"], row["validations"]) for row in table(found)] == [("finished", "30")] * 2
+    for run in found.runs:
+        folder = Path("runs/cued_clips") / run.id
+        resolved = yaml.safe_load((folder / "config.yaml").read_text())
+        assert resolved["model"]["init_args"]["blocks"] == yaml.safe_load(run.parameters["model.blocks"])
+        assert len(list(folder.glob("wandb/offline-run-*"))) == len(list(folder.glob("csv/*"))) == 2

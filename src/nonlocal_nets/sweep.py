@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shlex
 import signal
 import subprocess
@@ -40,7 +41,7 @@ class Sweep:
     def __init__(self, path: Path, processes: int, limit: int | None) -> None:
         self.config = read(path)
         digest = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode()).hexdigest()[:6]
-        self.id = f"{self.config.get('name', path.stem)}-{digest}"
+        self.id = re.sub(r"[^\w-]+", "-", str(self.config.get("name", path.stem))) + f"-{digest}"  # of folders and runs
         self.folder = RUNS / "sweeps" / self.id
         self.processes, self.limit = processes, limit or self.config.get("run_cap")
         if self.limit is None and self.config["method"] != "grid":

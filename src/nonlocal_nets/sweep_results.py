@@ -74,7 +74,8 @@ def groups(runs: list[Run], names: list[str], maximise: bool) -> dict[str, list[
     found: dict[str, list[float]] = {}
     for run in runs:
         if not math.isnan(best := run.best(maximise)):
-            label = ", ".join(f"{name.rpartition('.')[2]}={run.parameters[name]}" for name in names)
+            values = [f"{v:.4g}" if isinstance(v := run.parameters[name], float) else v for name in names]
+            label = ", ".join(f"{name.rpartition('.')[2]}={v}" for name, v in zip(names, values, strict=True))
             found.setdefault(label or "all", []).append(best)
     return found
 
