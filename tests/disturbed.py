@@ -10,7 +10,8 @@ import torch
 from tests.stepwise import process_of, trained
 
 ROOT = Path(__file__).parents[1]
-STEPS, HOLD, INTERVAL = 24, 13, 5
+STEPS, INTERVAL = 24, 5
+HOLD = 14  # in the second epoch
 WORDS = [
     "--trainer.accelerator=cpu",
     "--data.batch_size=4",
@@ -25,7 +26,6 @@ WORDS = [
     "--trainer.callbacks=[]",
     "--trainer.callbacks+=tests.stepwise.Stepwise",
 ]
-HELD = [f"--trainer.callbacks.hold={HOLD}"]
 # One thread, as elsewhere in the tests; two nodes on one machine meet on its loopback.
 ENVIRONMENT = os.environ | {
     "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -36,6 +36,7 @@ ENVIRONMENT = os.environ | {
 
 def checkout(folder: Path) -> Path:
     """What the commands of cluster/README.md find where a user gives them."""
+    folder.mkdir(exist_ok=True)
     for name in ("train.py", "configs", "cluster"):
         (folder / name).symlink_to(ROOT / name)
     return folder
@@ -61,9 +62,21 @@ def wait(condition, seconds: float, of: str = ""):
     return value
 
 
-def held(folder: Path) -> tuple[int, int]:
-    """The pids of both processes, once they wait in the middle of the second epoch."""
-    wait(lambda: all(HOLD in trained(folder, rank) for rank in (0, 1)), 150, "both in the step that waits")
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def hold(*steps: int) -> str:
+    """To be added to WORDS: these steps wait until their process is told to end."""
+    return f"--trainer.callbacks.hold={list(steps)}"
+
+
+def held(folder: Path, step: int) -> tuple[int, int]:
+    """The pids of both processes, once they wait in a step."""
+    wait(lambda: all(step in trained(folder, rank) for rank in (0, 1)), 150, f"both in step {step}")
     return process_of(folder, 0), process_of(folder, 1)
 
 

@@ -10,7 +10,7 @@ import subprocess
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-from tests.disturbed import wait
+from tests.disturbed import alive, wait
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "munge")
 CONF = """
@@ -94,7 +94,7 @@ class Slurm:
             if (self.folder / f"{name}.pid").exists():
                 pid = self.daemon(name)
                 os.kill(pid, signal.SIGTERM)
-                wait(lambda pid=pid: not Path(f"/proc/{pid}").exists(), 30, f"{name} stopped")
+                wait(lambda pid=pid: not alive(pid), 30, f"{name} stopped")
 
     def daemon(self, name: str) -> int:
         return int((self.folder / f"{name}.pid").read_text())

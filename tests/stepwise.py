@@ -5,14 +5,18 @@ import time
 from pathlib import Path
 
 import pytorch_lightning as pl
+import torch
 
 from nonlocal_nets.callbacks import SaveOnSignal
 
 
 class Stepwise(pl.Callback):
-    """Adds "process step pid" to the file `steps` after each step; the first time, step `hold` waits for a signal."""
+    """Adds "process step pid" to the file `steps` after each step; the first time, the steps `hold` wait for a signal.
 
-    def __init__(self, hold: int = 0) -> None:
+    The weights that each process ends with go to `weights-<process>`.
+    """
+
+    def __init__(self, hold: tuple[int, ...] = ()) -> None:
         self.hold = hold
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
@@ -21,8 +25,11 @@ class Stepwise(pl.Callback):
         with Path("steps").open("a") as file:
             file.write(f"{rank} {step} {os.getpid()}\n")
         (told,) = (callback for callback in trainer.callbacks if isinstance(callback, SaveOnSignal))
-        while step == self.hold and first and told.received is None:
+        while step in self.hold and first and told.received is None:
             time.sleep(0.1)
+
+    def on_train_end(self, trainer, pl_module):
+        torch.save(pl_module.state_dict(), f"weights-{trainer.global_rank}")
 
 
 def trained(folder: Path, rank: int) -> list[int]:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md")}
+DOCUMENTS = {name: (ROOT / name).read_text() for name in ("README.md", "CONTRIBUTING.md", "cluster/README.md")}
 CODE = [
     pytest.param(code, id=f"{name}-{k}")
     for name, text in DOCUMENTS.items()
@@ -23,7 +23,7 @@ def test_python_runs(code):
 @pytest.mark.parametrize("name", DOCUMENTS)
 def test_linked_files_and_make_targets_exist(name):
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", DOCUMENTS[name]) if "://" not in link]
-    assert all((ROOT / link).exists() for link in links)
+    assert all(((ROOT / name).parent / link).exists() for link in links)
     targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.M))
     assert set(re.findall(r"(?:`|^)make ([a-z-]+)", DOCUMENTS[name], re.M)) <= targets
 

@@ -1,14 +1,25 @@
 """cluster/train.sbatch on a real SLURM: a job that loses its nodes comes back and ends as if undisturbed."""
 
-import os
+import re
 import subprocess
 import sys
 
 import pytest
-import torch
 
 from tests import disturbed
-from tests.disturbed import ENVIRONMENT, HELD, HOLD, INTERVAL, WORDS, checkout, held, is_as_undisturbed, repeated, wait
+from tests.disturbed import (
+    ENVIRONMENT,
+    HOLD,
+    INTERVAL,
+    WORDS,
+    alive,
+    checkout,
+    held,
+    hold,
+    is_as_undisturbed,
+    repeated,
+    wait,
+)
 from tests.slurm import Slurm, Unavailable
 
 pytestmark = pytest.mark.slow
@@ -58,9 +69,15 @@ def submit(slurm, folder):
 
 
 def finished(slurm, job, restarts):
-    wait(lambda: slurm.job(job)["JobState"] not in ("RUNNING", "PENDING", "COMPLETING", "REQUEUED"), 200, "its end")
+    wait(lambda: slurm.job(job)["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT"), 200, "its end")
     shown = slurm.job(job)
     assert (shown["JobState"], shown["ExitCode"], shown["Restarts"]) == ("COMPLETED", "0:0", str(restarts))
+
+
+def preempt(slurm, folder):
+    """Submits another job that needs both nodes and goes before."""
+    words = ["--partition=high", "--nodes=2", "--exclusive", "--output=high.out", "--wrap=true"]
+    return slurm.run("sbatch", "--parsable", *words, cwd=folder)
 
 
 def test_two_nodes_give_the_weights_of_two_local_processes(slurm, submit, folder, expected):
@@ -69,40 +86,35 @@ def test_two_nodes_give_the_weights_of_two_local_processes(slurm, submit, folder
     assert is_as_undisturbed(folder, job, expected)
 
 
-def test_told_by_usr1_it_saves_and_requeues_and_repeats_no_step(slurm, submit, folder, expected):
-    job = submit(*WORDS, *HELD)
-    held(folder)
+def test_told_by_usr1_and_by_its_time_limit_it_saves_and_requeues(slurm, submit, folder, expected):
+    job = submit(*WORDS, hold(4, HOLD), options=("--time=60", "--signal=USR1@150"))
+    held(folder, 4)
     slurm.run("scancel", "--signal=USR1", job)
-    finished(slurm, job, restarts=1)
-    assert (repeated(folder, 0), repeated(folder, 1)) == (0, 0)
-    assert is_as_undisturbed(folder, job, expected)
-
-
-def test_at_its_time_limit_it_saves_and_requeues_and_repeats_no_step(slurm, submit, folder, expected):
-    job = submit(*WORDS, *HELD, options=("--time=60", "--signal=USR1@150"))
-    held(folder)
+    held(folder, HOLD)
     slurm.run("scontrol", "update", f"job={job}", "TimeLimit=3")  # minutes; the signal is due after 30 s
-    finished(slurm, job, restarts=1)
-    assert "SIGUSR1: saved" in (folder / f"slurm-{job}.out").read_text()
-    assert (repeated(folder, 0), repeated(folder, 1)) == (0, 0)
+    finished(slurm, job, restarts=2)
+    log = (folder / f"slurm-{job}.out").read_text()
+    assert re.findall(r"(SIG\w+): saved .* after step (\d+)", log) == [("SIGUSR1", "4"), ("SIGUSR1", str(HOLD))]
+    assert repeated(folder, 0) == repeated(folder, 1) == 0
     assert is_as_undisturbed(folder, job, expected)
 
 
-def test_preempted_it_saves_and_requeues_and_repeats_no_step(slurm, submit, folder, expected):
-    job = submit(*WORDS, *HELD)
-    held(folder)
-    first = ["--partition=high", "--nodes=2", "--exclusive", "--output=high.out", "--wrap=date +%s"]
-    high = slurm.run("sbatch", "--parsable", *first, cwd=folder)
-    finished(slurm, job, restarts=1)
-    assert slurm.job(high)["JobState"] == "COMPLETED"
-    assert slurm.job(high)["EndTime"] <= slurm.job(job)["StartTime"]
-    assert (repeated(folder, 0), repeated(folder, 1)) == (0, 0)
+def test_preempted_before_training_began_and_in_it_it_requeues(slurm, submit, folder, expected):
+    job = submit(*WORDS, hold(HOLD))
+    wait(lambda: f"{job}.0" in slurm.run("squeue", "--steps", "--noheader"), 60, "its processes")
+    preempt(slurm, folder)
+    held(folder, HOLD)
+    assert slurm.job(job)["Restarts"] == "1"
+    other = preempt(slurm, folder)
+    finished(slurm, job, restarts=2)
+    assert slurm.job(other)["EndTime"] <= slurm.job(job)["StartTime"]
+    assert repeated(folder, 0) == repeated(folder, 1) == 0
     assert is_as_undisturbed(folder, job, expected)
 
 
 def test_a_node_killed_in_an_epoch_loses_no_more_than_the_interval(slurm, submit, folder, expected):
-    job = submit(*WORDS, *HELD)
-    _, second = held(folder)
+    job = submit(*WORDS, hold(HOLD))
+    _, second = held(folder, HOLD)
     slurm.kill_node("n2", second)
     wait(lambda: slurm.job(job)["Restarts"] == "1", 90, "SLURM finds the node dead")
     slurm.start_node("n2")
@@ -112,15 +124,13 @@ def test_a_node_killed_in_an_epoch_loses_no_more_than_the_interval(slurm, submit
     assert is_as_undisturbed(folder, job, expected)
 
 
-def test_told_before_training_began_it_comes_back_and_cancelled_it_stays_away(slurm, submit, folder):
-    job = submit(*WORDS, *HELD)
-    wait(lambda: f"{job}.0" in slurm.run("squeue", "--steps", "--noheader"), 60, "its processes")
-    slurm.run("scancel", "--signal=USR1", job)
-    first, _ = held(folder)
-    assert slurm.job(job)["Restarts"] == "1"
+def test_cancelled_it_saves_and_stays_away_and_another_job_goes_on(slurm, submit, folder, expected):
+    job = submit(*WORDS, hold(HOLD))
+    first, _ = held(folder, HOLD)
     slurm.run("scancel", job)
-    wait(lambda: not os.path.exists(f"/proc/{first}"), 60, "its end")
-    checkpoint = folder / f"runs/cued_digits/{job}/checkpoints/last.ckpt"
-    assert torch.load(checkpoint, weights_only=True)["global_step"] == HOLD, "saved all the same"
+    wait(lambda: not alive(first), 60, "its end")
     ended = slurm.job(job)
-    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "1")
+    assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0")
+    finished(slurm, submit(*WORDS, f"--id={job}"), restarts=0)
+    assert repeated(folder, 0) == repeated(folder, 1) == 0
+    assert is_as_undisturbed(folder, job, expected)

@@ -136,6 +136,14 @@ def test_told_to_end_it_saves_after_the_step_and_goes_on_bit_for_bit(number, sho
     assert differences(weights("whole"), weights("told")) == []
 
 
+@pytest.mark.parametrize("often", ["every_n_train_steps=5", "train_time_interval=01:00:00", "every_n_epochs=5"])
+def test_the_last_checkpoint_of_a_whole_run_is_its_end(often):
+    cli = main([*WORDS, "--id=whole", f"--checkpoint.{often}"])
+    saved = torch.load(FOLDER / "whole" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == cli.trainer.global_step == 12
+    assert differences(saved["state_dict"], cli.model.state_dict()) == []
+
+
 class StopError(Exception):
     """As if the process had been killed."""
 

@@ -176,6 +176,14 @@ class NonLocalCLI(LightningCLI):
         return trainer
 
 
+class LastCheckpoint(ModelCheckpoint):
+    """Saves at the end of training too, where that is between two intervals."""
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
 def last_checkpoint(words: Any) -> ModelCheckpoint:
     """Writes last.ckpt as often as the user wants checkpoints, by default every epoch, good or bad.
 
@@ -183,7 +191,7 @@ def last_checkpoint(words: Any) -> ModelCheckpoint:
     """
     often = {name: words[name] for name in ("every_n_train_steps", "train_time_interval", "every_n_epochs")}
     # at the end of an epoch: where only some are validated, Lightning would save after these
-    return ModelCheckpoint(filename="last", enable_version_counter=False, save_on_train_epoch_end=True, **often)
+    return LastCheckpoint(filename="last", enable_version_counter=False, save_on_train_epoch_end=True, **often)
 
 
 def best_checkpoint(last: Path) -> Path:
