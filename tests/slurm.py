@@ -91,8 +91,7 @@ class Slurm:
 
     def stop(self) -> None:
         for name in ("slurmctld", "n1", "n2", "munged"):
-            if (self.folder / f"{name}.pid").exists():
-                pid = self.daemon(name)
+            if (self.folder / f"{name}.pid").exists() and alive(pid := self.daemon(name)):
                 os.kill(pid, signal.SIGTERM)
                 wait(lambda pid=pid: not alive(pid), 30, f"{name} stopped")
 

@@ -65,6 +65,7 @@ def submit(slurm, folder):
     yield submitted
     for job in jobs:
         slurm.run("scancel", job)
+        wait(lambda job=job: slurm.job(job)["JobState"] != "COMPLETING", 60, "its processes have left")
         print((folder / f"slurm-{job}.out").read_text())
 
 
