@@ -11,6 +11,7 @@ from benchmarks import measure, tables
 from benchmarks.__main__ import README, keep, main
 from benchmarks.cases import CASES, Case
 from benchmarks.peers import contestants, make_block
+from benchmarks.scaling import link
 
 ROOT = Path(__file__).parents[1]
 SMALL = [
@@ -128,3 +129,8 @@ def test_the_papers_shapes_are_there():
     for channels, side in ((512, 28), (1024, 14)):
         assert {(channels, (frames, side, side), pool) for frames in (4, 16) for pool in (None, (1, 2, 2))} <= shapes
     assert Path(README).is_file()
+
+
+def test_the_table_of_links_is_what_its_arithmetic_gives():
+    text = (ROOT / "cluster" / "README.md").read_text()
+    assert f"<!-- link -->\n\n{link()}\n\n<!-- end of link -->" in text

@@ -135,6 +135,15 @@ def test_trainer_overlays_choose_the_hardware(capsys):
         assert trainer["max_epochs"] == 4, "the experiment's"
 
 
+def test_ddp_takes_what_is_there_and_adds_to_the_gpu_overlay(capsys):
+    configs = [word for name in ("gpu", "ddp") for word in ("--config", str(OVERLAYS[name]))]
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(FIRST), *configs, "--print_config"])
+    trainer = yaml.safe_load(capsys.readouterr().out)["trainer"]
+    assert [trainer[name] for name in ("accelerator", "devices", "precision")] == ["auto", "auto", "bf16-mixed"]
+    assert trainer["strategy"]["class_path"] == "pytorch_lightning.strategies.DDPStrategy"
+
+
 def test_wandb_is_one_overlay(capsys):
     with pytest.raises(SystemExit):
         main(["fit", "--config", str(FIRST), "--config", str(OVERLAYS["wandb"]), "--print_config"])

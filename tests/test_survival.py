@@ -100,10 +100,10 @@ class Signal(pl.Callback):
 
 @pytest.fixture
 def scontrol(tmp_path, monkeypatch):
-    """A stand-in that writes down its arguments (a real one: tests/test_slurm.py)."""
+    """A stand-in that writes down its arguments, and shows a job (a real one: tests/test_slurm.py)."""
     command = tmp_path / "bin" / "scontrol"
     command.parent.mkdir()
-    command.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n')
+    command.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n[ $1 = requeue ] || echo "$SHOWN"\n')
     command.chmod(command.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
     return tmp_path / "asked"
@@ -111,9 +111,18 @@ def scontrol(tmp_path, monkeypatch):
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")  # exactly
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # it should, on a resume
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_told_to_end_it_saves_after_the_step_and_goes_on_bit_for_bit(number, monkeypatch, scontrol, capsys):
+@pytest.mark.parametrize(
+    ("number", "shown", "expected"),
+    [
+        (signal.SIGUSR1, "", ["requeue 12"]),
+        (signal.SIGTERM, "JobState=CANCELLED PreemptTime=None", ["show job 12"]),  # scancel
+        (signal.SIGTERM, "JobState=RUNNING PreemptTime=2026-11-23T04:12:58", ["show job 12", "requeue 12"]),
+    ],
+    ids=["time-limit", "cancelled", "pre-empted"],
+)
+def test_told_to_end_it_saves_after_the_step_and_goes_on_bit_for_bit(number, shown, expected, monkeypatch, scontrol):
     main([*WORDS, "--id=whole"])
+    monkeypatch.setenv("SHOWN", shown)
     monkeypatch.setattr(Signal, "number", number)
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("SLURM_JOB_NAME", "bash")  # interactive to Lightning, which else wants SLURM's tasks
@@ -122,8 +131,7 @@ def test_told_to_end_it_saves_after_the_step_and_goes_on_bit_for_bit(number, mon
     assert stop.value.code == 128 + number
     saved = torch.load(FOLDER / "told" / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 9, "the step in progress is finished; 6 are an epoch"
-    asked = scontrol.read_text() if scontrol.exists() else ""
-    assert asked == ("requeue 12\n" if number == signal.SIGUSR1 else ""), "SIGTERM, of scancel, does not requeue"
+    assert scontrol.read_text().splitlines() == expected
     main([*WORDS, "--id=told", "--ckpt_path=last"])
     assert differences(weights("whole"), weights("told")) == []
 
@@ -135,6 +143,14 @@ def test_told_to_end_by_wandbs_agent_it_has_not_failed(monkeypatch):
         main([*WORDS, "--id=told", "--trainer.callbacks+=tests.test_survival.Signal"])
     assert stop.value.code == 0
     assert (FOLDER / "told" / "checkpoints" / "last.ckpt").is_file()
+
+
+@pytest.mark.parametrize("often", ["every_n_train_steps=5", "train_time_interval=01:00:00", "every_n_epochs=5"])
+def test_the_last_checkpoint_of_a_whole_run_is_its_end(often):
+    cli = main([*WORDS, "--id=whole", f"--checkpoint.{often}"])
+    saved = torch.load(FOLDER / "whole" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == cli.trainer.global_step == 12
+    assert differences(saved["state_dict"], cli.model.state_dict()) == []
 
 
 class StopError(Exception):

@@ -1,6 +1,7 @@
 """A run that is told to end saves first, and a SLURM job that must leave its nodes comes back."""
 
 import os
+import re
 import signal
 import subprocess
 from types import FrameType
@@ -18,7 +19,8 @@ class SaveOnSignal(pl.Callback):
     """On SIGUSR1 or SIGTERM `last.ckpt` is written after the step in progress, and the process exits with 128 + signal.
 
     SIGUSR1, which `sbatch --signal=USR1@90` sends ahead of the time limit and some clusters before a pre-emption, also
-    puts a SLURM job back into the queue. It is enough that one process gets the signal: all agree after each step.
+    puts a SLURM job back into the queue, and so does the SIGTERM of a pre-emption, but not that of `scancel`. It is
+    enough that one process gets the signal: all agree after each step.
     Lightning's own handlers, which these replace while training, save wherever a process happens to be, also between
     the weights of a step. In a validation the signal waits for the next training step.
 
@@ -46,19 +48,36 @@ class SaveOnSignal(pl.Callback):
         path = run_folder(trainer) / "checkpoints" / "last.ckpt"
         trainer.save_checkpoint(path)
         rank_zero_info(f"{told.name}: saved {path} after step {trainer.global_step}")
-        if requeue and trainer.is_global_zero and "SLURM_JOB_ID" in os.environ:
+        if trainer.is_global_zero and "SLURM_JOB_ID" in os.environ and (requeue or preempted()):
             requeue_job()
+        trainer.strategy.barrier()  # `srun --kill-on-bad-exit` ends the others as soon as one has left
         raise SystemExit(0 if "WANDB_SWEEP_ID" in os.environ and not requeue else 128 + told)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.received = number
 
 
+def preempted() -> bool:
+    """Whether SLURM wants this job's nodes for another job: it does not requeue one that then ends by itself."""
+    job = scontrol("show", "job", job_id()).stdout
+    return "JobState=RUNNING" in job and re.search(r"PreemptTime=\d", job) is not None
+
+
 def requeue_job() -> None:
     """Put this SLURM job, or this task of a job array, back into the queue, under its id; it is then ended."""
-    job = os.environ["SLURM_JOB_ID"]
-    if "SLURM_ARRAY_JOB_ID" in os.environ:
-        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
-    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+    done = scontrol("requeue", job_id())
     if done.returncode:
-        rank_zero_warn(f"scontrol requeue {job} failed, submit again with --ckpt_path=last: {done.stderr.strip()}")
+        rank_zero_warn(f"scontrol requeue {job_id()} failed, submit again with --ckpt_path=last: {done.stderr.strip()}")
+
+
+def job_id() -> str:
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        return f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    return os.environ["SLURM_JOB_ID"]
+
+
+def scontrol(*words: str) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(["scontrol", *words], capture_output=True, text=True)
+    except FileNotFoundError as error:  # in a container; the batch script can still requeue, by the exit code
+        return subprocess.CompletedProcess(words, 127, "", str(error))

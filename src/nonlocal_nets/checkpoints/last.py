@@ -11,7 +11,7 @@ from nonlocal_nets.checkpoints.files import read
 
 
 class LastCheckpoint(ModelCheckpoint):
-    """Writes last.ckpt as often as the user wants checkpoints, by default every epoch, good or bad.
+    """Writes last.ckpt as often as the user wants checkpoints, by default every epoch, good or bad, and at the end.
 
     Lightning 2.6's `save_last` writes it only together with a new best one, from which a run would then go on.
 
@@ -23,6 +23,11 @@ class LastCheckpoint(ModelCheckpoint):
         often = {name: words[name] for name in ("every_n_train_steps", "train_time_interval", "every_n_epochs")}
         # at the end of an epoch: where only some are validated, Lightning would save after these
         super().__init__(filename="last", enable_version_counter=False, save_on_train_epoch_end=True, **often)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The end of a run is often between two intervals."""
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
         """Not told to the loggers: wandb's would make it the artifact of the best one."""
