@@ -69,7 +69,7 @@ bench: .venv/bench  ## the tables of benchmarks/README.md; long, `python -m benc
 	$(BIN)/python -m benchmarks
 endif
 
-COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra dev \
+COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra dev --extra sweep \
   --no-emit-index-url --no-header --no-annotate pyproject.toml
 
 lock: .venv/installed  ## the newest versions that pyproject.toml admits, for all platforms

@@ -16,6 +16,9 @@ ALLOWED = {
     "cli_errors": {"cli_help"},
     "cli_help": set(),
     "compare": {"cli"},
+    "sweep": {"sweep_checks", "sweep_results"},
+    "sweep_checks": set(),
+    "sweep_results": set(),
     "__init__": {"nn"},
 }
 NN_MAY_IMPORT = {"torch", "timm"}

@@ -15,7 +15,9 @@ ROOT = Path(__file__).parents[1]
 OVERLAYS = {path.stem: path for path in sorted((ROOT / "configs" / "trainer").glob("*.yaml"))}
 DATA = sorted((ROOT / "configs" / "data").glob("*.yaml"))
 EXPERIMENTS = [
-    path for path in sorted((ROOT / "configs").glob("*/*.yaml")) if path.parent.name not in ("trainer", "data")
+    path
+    for path in sorted((ROOT / "configs").glob("*/*.yaml"))
+    if path.parent.name not in ("trainer", "data", "sweeps")
 ]
 FIRST = ROOT / "configs" / "image" / "cued_digits.yaml"
 CLIPS = ROOT / "configs" / "video" / "cued_clips.yaml"
@@ -67,6 +69,7 @@ def test_there_are_configs_of_each_kind():
         "data",
         "image",
         "sequence",
+        "sweeps",  # tests/test_sweep.py
         "trainer",
         "video",
     }

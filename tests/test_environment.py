@@ -25,7 +25,8 @@ def test_conda_gets_the_same_python_and_everything_else_from_pyproject():
 
 def test_the_lock_admits_what_pyproject_asks_for():
     locked = dict(re.findall(r"^([\w.-]+)==([\w.+]+)", LOCK, re.M))
-    for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]:
+    extras = PROJECT["optional-dependencies"]
+    for line in PROJECT["dependencies"] + extras["dev"] + extras["sweep"]:
         requirement = Requirement(line)
         version = locked[requirement.name.lower()]
         assert requirement.specifier.contains(version), f"{line}, locked {version}"

@@ -74,3 +74,13 @@ def test_killed_and_resumed_is_bit_identical(tmp_path, monkeypatch, data, every,
     assert resumed.trainer.global_step == whole.trainer.global_step == 12
     ours, theirs = whole.model.state_dict(), resumed.model.state_dict()
     assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_run_that_had_ended_is_resumed_to_no_effect(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = ["fit", *WORDS, *cued_digits(tmp_path), "--data.num_workers=0", "--trainer.max_epochs=1", "--id=ended"]
+    ended = main(words).model.state_dict()
+    again = main([*words, "--ckpt_path=last"])
+    assert again.trainer.global_step == 4
+    assert all(torch.equal(value, ended[name]) for name, value in again.model.state_dict().items())

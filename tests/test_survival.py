@@ -128,6 +128,15 @@ def test_told_to_end_it_saves_after_the_step_and_goes_on_bit_for_bit(number, mon
     assert differences(weights("whole"), weights("told")) == []
 
 
+def test_told_to_end_by_wandbs_agent_it_has_not_failed(monkeypatch):
+    """The agent takes any code but 0 for a failure, and ends after five."""
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    with pytest.raises(SystemExit) as stop:
+        main([*WORDS, "--id=told", "--trainer.callbacks+=tests.test_survival.Signal"])
+    assert stop.value.code == 0
+    assert (FOLDER / "told" / "checkpoints" / "last.ckpt").is_file()
+
+
 class StopError(Exception):
     """As if the process had been killed."""
 

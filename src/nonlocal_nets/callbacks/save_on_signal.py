@@ -21,6 +21,8 @@ class SaveOnSignal(pl.Callback):
     puts a SLURM job back into the queue. It is enough that one process gets the signal: all agree after each step.
     Lightning's own handlers, which these replace while training, save wherever a process happens to be, also between
     the weights of a step. In a validation the signal waits for the next training step.
+
+    A run of `wandb agent` exits with 0: the agent has told it to end, and gives up after five runs that "failed".
     """
 
     def __init__(self) -> None:
@@ -46,7 +48,7 @@ class SaveOnSignal(pl.Callback):
         rank_zero_info(f"{told.name}: saved {path} after step {trainer.global_step}")
         if requeue and trainer.is_global_zero and "SLURM_JOB_ID" in os.environ:
             requeue_job()
-        raise SystemExit(128 + told)
+        raise SystemExit(0 if "WANDB_SWEEP_ID" in os.environ and not requeue else 128 + told)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.received = number

@@ -18,7 +18,7 @@ class Summary(pl.Callback):
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.started = self.evaluation_started = time.monotonic()
+        self.started = self.training_started = self.evaluation_started = time.monotonic()
         self.evaluating, self.samples = 0.0, 0
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -43,7 +43,8 @@ class Summary(pl.Callback):
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         training = time.monotonic() - self.training_started - self.evaluating
         lines = self.lines(trainer, "val")
-        lines["speed"] = f"{self.samples / training:.1f} samples/s in training ({self.samples} samples)"
+        if self.samples:  # none where a run that had ended is resumed
+            lines["speed"] = f"{self.samples / training:.1f} samples/s in training ({self.samples} samples)"
         checkpoint = trainer.checkpoint_callback
         if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_score is not None:
             best = f"{checkpoint.monitor} {checkpoint.best_model_score:.4f}"

@@ -1,0 +1,33 @@
+"""Stands in for train.py in tests of sweeps: logs its metric as a run does, and resumes by --ckpt_path=last."""
+
+import argparse
+import csv
+import os
+import time
+from pathlib import Path
+
+parser = argparse.ArgumentParser()
+parser.add_argument("command")
+parser.add_argument("--x", type=float, required=True)
+parser.add_argument("--seed_everything", type=int, default=0)
+parser.add_argument("--epochs", type=int, default=3)
+parser.add_argument("--seconds", type=float, default=0)
+parser.add_argument("--metric", default="val/accuracy")
+parser.add_argument("--ckpt_path")
+given = parser.parse_args()
+
+folder = Path("runs/project") / os.environ["WANDB_RUN_ID"]
+logs = folder / "csv" / f"version_{len(list(folder.glob('csv/*')))}"
+logs.mkdir(parents=True)
+epoch = folder / "epoch"
+if given.x > 1000:
+    raise SystemExit(f"error: x is {given.x}")
+with (logs / "metrics.csv").open("w", newline="") as file:
+    rows = csv.writer(file)
+    rows.writerow(["epoch", "step", "train/loss", given.metric])
+    for k in range(int(epoch.read_text()) if given.ckpt_path == "last" and epoch.exists() else 0, given.epochs):
+        rows.writerow([k, 10 * k, 0.5, ""])
+        rows.writerow([k, 10 * k + 9, "", given.x + k / 10 + given.seed_everything / 100])
+        file.flush()
+        epoch.write_text(str(k + 1))
+        time.sleep(given.seconds)
