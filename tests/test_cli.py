@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+from nonlocal_nets.checkpoints.last import LastCheckpoint
 from nonlocal_nets.cli import main
 
 TRAIN = Path(__file__).parents[1] / "train.py"
@@ -141,6 +142,8 @@ def test_last_is_written_at_the_end_of_an_epoch_that_is_not_validated():
     assert last(fit("--trainer.check_val_every_n_epoch=2"))["global_step"] == 3
 
 
-def test_last_is_written_as_often_as_the_user_wants_checkpoints():
-    cli = fit("--id=often", "--checkpoint.every_n_train_steps=2", "--checkpoint.monitor=step")
-    assert last(cli)["global_step"] == 2, "of 3 steps"
+def test_last_is_written_as_often_as_the_user_wants_checkpoints_and_at_the_end(monkeypatch):
+    words = "--checkpoint.every_n_train_steps=2", "--checkpoint.monitor=step"
+    assert last(fit("--id=whole", *words))["global_step"] == 3, "all of the 3 steps"
+    monkeypatch.setattr(LastCheckpoint, "on_train_end", lambda *_: None)  # as where the run was killed before its end
+    assert last(fit("--id=often", *words))["global_step"] == 2
