@@ -106,16 +106,22 @@ Make = Callable[..., tuple[Call, tuple[int, ...]]]
 def peak_memory(make: Make, *arguments: Any, place: Place = CPU) -> float:
     """MiB by which a call raises the peak above that of a small call: of the device, or of a process of its own.
 
+    Of three processes the median: where freed pages go differs from one to the next, by up to a third.
+
     Args:
         make: a function of a module, `make(*arguments, place) -> (call, shape of its input)`; all of them are sent to
             the process.
     """
     if place.device != "cpu":
         return _peak_of_device(make, *arguments, place)
+    return statistics.median(_peak_alone(make, *arguments, place) for _ in range(3))
+
+
+def _peak_alone(make: Make, *arguments: Any) -> float:
     context = multiprocessing.get_context("forkserver")  # its server imports torch once, and computes nothing itself
     context.set_forkserver_preload(["benchmarks.tables", "timm.layers", "mmcv.cnn"])
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_peak_of_process, args=(send, torch.get_num_threads(), make, *arguments, place))
+    process = context.Process(target=_peak_of_process, args=(send, torch.get_num_threads(), make, *arguments))
     process.start()
     send.close()
     try:

@@ -34,13 +34,18 @@ class Equation(nn.Module):
             f = (x_BNC @ keys_BMC.transpose(1, 2)).softmax(2)
         elif name == "concatenation":
             w_query, w_key = b.w_f.weight.chunk(2, 1)  # the sum, not the (2 d, N, M) tensor of the literal equation
-            a, c = b.theta(x_BNC) @ w_query.T, b.phi(keys_BMC) @ w_key.T
+            a, c = _linear(b.theta, x_BNC) @ w_query.T, _linear(b.phi, keys_BMC) @ w_key.T
             f = torch.relu(a + c.transpose(1, 2)) / c.shape[1]
         else:
-            f = b.theta(x_BNC) @ b.phi(keys_BMC).transpose(1, 2)
+            f = _linear(b.theta, x_BNC) @ _linear(b.phi, keys_BMC).transpose(1, 2)
             f = f / f.shape[2] if name == "dot_product" else (f * b.pairwise.logit_scale).softmax(2)
-        u = b.out(f @ b.g(keys_BMC))
+        u = b.out(f @ _linear(b.g, keys_BMC))
         return x + b.norm(u.transpose(1, 2)).view_as(x)
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Not by the layer's own forward, which is part of what is compared."""
+    return F.linear(x, layer.weight, layer.bias)
 
 
 class Timm(nn.Module):

@@ -788,20 +788,29 @@ def test_memory_format_is_kept(pairwise, norm, training):
         close(z, block(x))
 
 
+def copies(block, x):
+    with Operations() as operations:
+        block(x)
+    return {"clone", "copy_", "_to_copy"} & set(operations.names)
+
+
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("pairwise", PAIRWISE)
-def test_channels_last_is_not_copied(pairwise, norm):
-    """Neither the input nor what is as large: no clone and no copy runs. The contiguous input is what they are for."""
+def test_the_input_is_not_copied(pairwise, norm):
+    """Nor what is as large. In channels first, batch norm copies what it gets, and the Gaussian needs x by position."""
     block = make(pairwise, norm=norm)
     for size, channels_last in (((3, 5), torch.channels_last), ((2, 3, 5), torch.channels_last_3d)):
-        x, copies = normal(2, C, *size), []
-        for memory_format in (channels_last, torch.contiguous_format):
-            given = x.contiguous(memory_format=memory_format)
-            with Operations() as operations:
-                block(given)
-            copies.append({"clone", "copy_", "_to_copy"} & set(operations.names))
-        assert copies[0] == set()
-        assert copies[1] != set()
+        x = normal(2, C, *size)
+        assert copies(block, x.contiguous(memory_format=channels_last)) == set()
+        assert bool(copies(block, x)) == (norm == "batch" or pairwise == "gaussian")
+
+
+def test_few_positions_are_copied():
+    """Less than the gradients of the weights would take, of each sample alone."""
+    block = make("dot_product", norm="none")
+    assert copies(block, normal(2, C, C))
+    assert not copies(block, normal(1, C, C))
+    assert not copies(block, normal(2, C, C + 1))
 
 
 @pytest.mark.oracle

@@ -62,11 +62,14 @@ def max_pool(x: Tensor, pool: Sequence[int], mask: Tensor | None = None) -> Tens
 
 
 def _max_pool_2d(x: Tensor, axis: int, kernel: Sequence[int]) -> Tensor:
-    """Max over blocks of an axis and the one after it: all axes before count as samples, all after as channels.
+    """Max over blocks of an axis and the one after it by torch's kernel for images, 1.4 to 1.7 times as fast as `amax`.
 
-    By torch's kernel for images on channels last: forward and backward 1.4 to 1.7 times as fast as `amax` twice.
+    Axes before count as samples and axes after as channels; in a view of channels first those before as channels.
     """
     before, after = x.shape[:axis], x.shape[axis + 2 :]
+    if len(after) == 1 and not x.is_contiguous():
+        pooled = F.max_pool2d(x.movedim(-1, 1).flatten(1, axis), tuple(kernel))
+        return torch.unflatten(pooled, 1, (x.shape[-1], *before[1:])).movedim(1, -1)
     x_BCHW = x.flatten(0, axis - 1).flatten(3).movedim(-1, 1)
     pooled = F.max_pool2d(x_BCHW, tuple(kernel)).movedim(1, -1)
     return pooled.reshape(*before, *pooled.shape[1:3], *after)

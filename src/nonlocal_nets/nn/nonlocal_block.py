@@ -14,7 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nonlocal_nets.nn import functional, grid
 from nonlocal_nets.nn.masking import norm_valid
-from nonlocal_nets.nn.pairwise import PAIRWISE, Pairwise
+from nonlocal_nets.nn.pairwise import PAIRWISE, Embedded, Pairwise
+from nonlocal_nets.nn.pointwise import Pointwise
 
 NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "none": nn.Identity}
 POOL_POSITIONS = ("input", "embedding")
@@ -86,7 +87,7 @@ class NonLocalBlock(nn.Module):
         self.pairwise = pairwise(channels, inner_channels, scale)
         for name, layer in self.pairwise.layers().items():
             self.add_module(name, layer)
-        self.g = nn.Linear(channels, inner_channels)
+        self.g = Pointwise(channels, inner_channels)
         self.out = nn.Linear(inner_channels, channels)
         self.norm = NORMS[norm](channels)
         self.reset_parameters()
@@ -170,7 +171,10 @@ class NonLocalBlock(nn.Module):
 
     def _embed(self, x: Tensor, mask: Tensor | None, grids: _Grids) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Queries (B, N, D), keys (B, M, D), values (B, M, V) and the mask of the keys (B, M), from x (B, C, *S)."""
-        x_BSC = x.movedim(1, -1).contiguous()
+        x_BSC = x.movedim(1, -1)
+        few = len(x) > 1 and math.prod(grids.size) <= self.channels  # a copy is less than a gradient of W per sample
+        if few or not isinstance(self.pairwise, Embedded):  # with no embedding x itself is the query
+            x_BSC = x_BSC.contiguous()
         if mask is not None:  # whatever stands in the padding, be it NaN, ends here
             x_BSC = x_BSC.masked_fill(~mask[..., None], 0)
         key_mask = None if mask is None else grid.pool_mask(mask, grids.pool).flatten(1)

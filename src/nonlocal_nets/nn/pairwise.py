@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nonlocal_nets.nn import functional
+from nonlocal_nets.nn.pointwise import Pointwise, linear
 
 Pool = Callable[[Tensor], Tensor]
 
@@ -67,7 +68,7 @@ class Embedded(Pairwise):
     """Learns theta and phi, the embeddings that f is computed on; a base for functions of one's own."""
 
     def layers(self) -> dict[str, nn.Module]:
-        return {name: nn.Linear(self.channels, self.inner_channels) for name in ("theta", "phi")}
+        return {name: Pointwise(self.channels, self.inner_channels) for name in ("theta", "phi")}
 
     def embedding_multiply_adds(self, n: int, m: int, pooled_after: bool) -> int:
         return self.channels * self.inner_channels * (n + (n if pooled_after else m))
@@ -165,7 +166,7 @@ class Concatenation(_Exact, Embedded):
 
 def _fold(layer: nn.Linear, x: Tensor, w: Tensor) -> Tensor:
     """w . layer(x), (B, *S, C) -> (B, *S, 1), without layer(x)."""
-    return nn.functional.linear(x, w @ layer.weight, w @ layer.bias)
+    return linear(x, w @ layer.weight, w @ layer.bias)
 
 
 PAIRWISE: dict[str, type[_Exact]] = {f.name: f for f in (Gaussian, EmbeddedGaussian, DotProduct, Concatenation)}
