@@ -12,7 +12,6 @@ from tests.disturbed import (
     HOLD,
     INTERVAL,
     WORDS,
-    alive,
     checkout,
     held,
     hold,
@@ -93,6 +92,8 @@ def test_told_by_usr1_and_by_its_time_limit_it_saves_and_requeues(slurm, submit,
     slurm.run("scancel", "--signal=USR1", job)
     held(folder, HOLD)
     slurm.run("scontrol", "update", f"job={job}", "TimeLimit=3")  # minutes; the signal is due after 30 s
+    wait(lambda: slurm.job(job)["Restarts"] == "2", 90, "it is back in the queue")
+    slurm.run("scontrol", "update", f"job={job}", "TimeLimit=60")  # else the last turn gets it too, after its end
     finished(slurm, job, restarts=2)
     log = (folder / f"slurm-{job}.out").read_text()
     assert re.findall(r"(SIG\w+): saved .* after step (\d+)", log) == [("SIGUSR1", "4"), ("SIGUSR1", str(HOLD))]
@@ -127,9 +128,9 @@ def test_a_node_killed_in_an_epoch_loses_no_more_than_the_interval(slurm, submit
 
 def test_cancelled_it_saves_and_stays_away_and_another_job_goes_on(slurm, submit, folder, expected):
     job = submit(*WORDS, hold(HOLD))
-    first, _ = held(folder, HOLD)
+    held(folder, HOLD)
     slurm.run("scancel", job)
-    wait(lambda: not alive(first), 60, "its end")
+    wait(lambda: slurm.job(job)["JobState"] not in ("RUNNING", "COMPLETING"), 60, "its end")
     ended = slurm.job(job)
     assert (ended["JobState"], ended["Restarts"]) == ("CANCELLED", "0")
     finished(slurm, submit(*WORDS, f"--id={job}"), restarts=0)
