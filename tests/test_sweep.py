@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +156,19 @@ def test_bayes_proposes_with_regard_to_what_came_out():
     xs = [run.parameters["x"] for run in found.runs]
     assert len(set(xs)) == 6
     assert {row["state"] for row in table(found)} == {"finished"}
+
+
+def test_a_poor_fit_of_bayes_is_not_the_users_concern(monkeypatch):
+    """It depends on the order in which runs end whether scikit-learn warns of one."""
+    propose = sweep_checks.engine().next_run
+
+    def warned(config, runs):
+        if runs:
+            warnings.warn("The optimal value found for dimension 0 of parameter length_scale is close", stacklevel=1)
+        return propose(config, runs)
+
+    monkeypatch.setattr(sweep_checks.engine(), "next_run", warned)
+    assert len(sweep.main([written(parameters={"x": {"value": 1}})]).runs) == 1
 
 
 def test_a_run_that_fails_does_not_end_the_sweep_and_is_tried_again(capsys):

@@ -19,6 +19,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -91,7 +92,9 @@ class Sweep:
         seed = int(hashlib.sha256(f"{self.id} {number}".encode()).hexdigest()[:8], 16)
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002  # the engine's
-        proposed = engine().next_run(self.config, self.known())
+        with warnings.catch_warnings():  # bayes fits a few runs as well as that goes
+            warnings.filterwarnings("ignore", "The optimal value found for dimension")
+            proposed = engine().next_run(self.config, self.known())
         if proposed is None:
             return None
         values = {name: item["value"] for name, item in proposed.config.items()}
