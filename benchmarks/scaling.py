@@ -20,7 +20,7 @@ RUNS = {  # small networks, one thread a process
 }
 
 
-def scaling(_place: Place, rounds: int = 5) -> str:
+def scaling(_place: Place, rounds: int = 3) -> str:
     """Samples a second of each of two DDP processes over those of one alone, real fits in turn."""
     rows = []
     for config, words in RUNS.items():

@@ -172,8 +172,7 @@ class NonLocalBlock(nn.Module):
     def _embed(self, x: Tensor, mask: Tensor | None, grids: _Grids) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Queries (B, N, D), keys (B, M, D), values (B, M, V) and the mask of the keys (B, M), from x (B, C, *S)."""
         x_BSC = x.movedim(1, -1)
-        few = len(x) > 1 and math.prod(grids.size) <= self.channels  # a copy is less than a gradient of W per sample
-        if few or not isinstance(self.pairwise, Embedded):  # with no embedding x itself is the query
+        if torch.compiler.is_exporting() or not self._reads_views(x):
             x_BSC = x_BSC.contiguous()
         if mask is not None:  # whatever stands in the padding, be it NaN, ends here
             x_BSC = x_BSC.masked_fill(~mask[..., None], 0)
@@ -189,6 +188,12 @@ class NonLocalBlock(nn.Module):
             value = subsample(value)
         query = self.pairwise.query(self, x_BSC)
         return query.flatten(1, -2), key.flatten(1, -2), value.flatten(1, -2), key_mask
+
+    def _reads_views(self, x: Tensor) -> bool:
+        """Whether a view of x need not be copied: not without embeddings, where x itself is the query, and not where a
+        copy is smaller than what a view costs, gradients of the weights for each sample alone."""
+        few = len(x) > 1 and math.prod(x.shape[2:]) <= self.channels
+        return isinstance(self.pairwise, Embedded) and not few
 
     def _out(self, y: Tensor, valid: Tensor | None, channels_last: bool) -> Tensor:
         """norm(W_z y), (B, N, V) -> (B, C, N), zero at padding; the statistics are those of the valid positions.
