@@ -5,7 +5,7 @@ import math
 import pytest
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 import nonlocal_nets as nln
 from nonlocal_nets.tasks import ImageClassification
@@ -44,6 +44,31 @@ def test_the_rate_in_force_and_the_global_batch_are_logged(tmp_path, caplog):
     logged = few.logged_metrics
     assert {name: float(logged[f"train/{name}"]) for name in ("lr", "global_batch")} == {"lr": 0.5, "global_batch": 8}
     assert "8 samples a step; the highest learning rate is 2" in caplog.text
+
+
+def of_a_batch_sampler(samples=10, batch_size=4):
+    data = loader(samples).dataset
+    return DataLoader(data, batch_sampler=BatchSampler(RandomSampler(data), batch_size, drop_last=True))
+
+
+def of_a_dataset_of_batches(samples=10, batch_size=4):
+    images, labels = loader(samples).dataset.tensors
+    return DataLoader(list(zip(images.split(batch_size), labels.split(batch_size), strict=True)), batch_size=None)
+
+
+def test_a_batch_sampler_says_the_global_batch(tmp_path):
+    few = trainer(tmp_path, max_steps=1)
+    few.fit(task(lr=0.5, lr_batch=2, warmup_steps=3), of_a_batch_sampler(), loader())
+    assert few.logged_metrics["train/global_batch"] == 4
+    assert few.optimizers[0].param_groups[0]["initial_lr"] == 1
+
+
+def test_a_dataset_may_make_the_batches_where_the_rate_does_not_depend_on_their_size(tmp_path):
+    few = trainer(tmp_path, max_steps=1)
+    few.fit(task(), of_a_dataset_of_batches(), of_a_dataset_of_batches())
+    assert few.global_step == 1 and "train/global_batch" not in few.logged_metrics
+    with pytest.raises(ValueError, match="lr_batch=2 needs the size of a batch, which the training data do not say"):
+        trainer(tmp_path, max_steps=1).fit(task(lr_batch=2), of_a_dataset_of_batches(), loader())
 
 
 def test_a_higher_rate_without_warm_up_is_warned_of(tmp_path):

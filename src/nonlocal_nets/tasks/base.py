@@ -83,26 +83,27 @@ class Task(pl.LightningModule):
     def own(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
         """A batch of evaluation without the samples that Lightning repeats so that all processes have equally many."""
         loaders = self.trainer.test_dataloaders if self.trainer.testing else self.trainer.val_dataloaders
-        loader: Any = loaders[0] if isinstance(loaders, list) else loaders
-        sampler = loader.sampler
+        batches = batches_of(loaders[0] if isinstance(loaders, list) else loaders)
+        sampler = getattr(batches, "sampler", None)
         if not isinstance(sampler, DistributedSampler):
             return batch
         mine = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]
-        left = max(mine - batch_idx * loader.batch_size, 0)
+        left = max(mine - batch_idx * batches.batch_size, 0)
         first: tuple[Tensor, Tensor] = apply_to_collection(batch, Tensor, lambda x: x[:left])  # inputs may be several
         return first
 
     @property
-    def global_batch(self) -> int:
-        """Training samples of an optimiser step, all processes together."""
+    def global_batch(self) -> int | None:
+        """Training samples of an optimiser step, all processes together; None where the loader does not say."""
         if self.trainer.train_dataloader is None:  # before Lightning needs it
             self.trainer.fit_loop.setup_data()
-        loader: Any = self.trainer.train_dataloader
-        return int(loader.batch_size * self.trainer.world_size * self.trainer.accumulate_grad_batches)
+        size = getattr(batches_of(self.trainer.train_dataloader), "batch_size", None)
+        return None if size is None else size * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        lr = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self.log_dict({"train/lr": lr, "train/global_batch": float(self.global_batch)}, on_step=True, on_epoch=False)
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], on_step=True, on_epoch=False)
+        if self.global_batch is not None:
+            self.log("train/global_batch", float(self.global_batch), on_step=True, on_epoch=False)
         return self.step(batch, "train")[0]
 
     def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
@@ -116,11 +117,16 @@ class Task(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         steps, batch = self.trainer.estimated_stepping_batches, self.global_batch
         peak = self.optimisation.peak(batch)
-        rank_zero_info(f"{batch} samples a step; the highest learning rate is {peak:g}")
+        rank_zero_info(f"{batch or 'an unknown number of'} samples a step; the highest learning rate is {peak:g}")
         if peak > self.optimisation.lr and not self.optimisation.warmup_steps:
             rank_zero_warn(f"lr is {peak / self.optimisation.lr:g} times as high for {batch} samples; set warmup_steps")
         optimizer, schedule = self.optimisation.build(self, steps, batch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def batches_of(loader: Any) -> Any:
+    """What puts a DataLoader's samples into batches; None where its dataset does, or where it is no DataLoader."""
+    return getattr(loader, "batch_sampler", None)
 
 
 def accuracies(num_classes: int) -> MetricCollection:

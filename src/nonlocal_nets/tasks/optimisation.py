@@ -55,12 +55,17 @@ class Optimisation:
         if (self.schedule == "step") != bool(self.milestones):
             raise ValueError(f"milestones belong to schedule 'step', got {self.schedule!r} and {list(self.milestones)}")
 
-    def peak(self, global_batch: int) -> float:
-        """The highest learning rate with this many samples a step, all processes together."""
-        return self.lr * (1 if self.lr_batch is None else global_batch / self.lr_batch)
+    def peak(self, global_batch: int | None) -> float:
+        """The highest learning rate with this many samples a step, all processes together; None: not known."""
+        if self.lr_batch is None:
+            return self.lr
+        if global_batch is None:
+            needs = "the size of a batch, which the training data do not say: give the DataLoader a batch_size, or"
+            raise ValueError(f"lr_batch={self.lr_batch} needs {needs} a batch_sampler that has one; or lr_batch=null")
+        return self.lr * global_batch / self.lr_batch
 
     def build(
-        self, module: nn.Module, total_steps: float, global_batch: int = 1
+        self, module: nn.Module, total_steps: float, global_batch: int | None = None
     ) -> tuple[torch.optim.Optimizer, LambdaLR]:
         """The optimiser of a module's parameters and the schedule of a run of `total_steps`, stepped every step."""
         lr = self.peak(global_batch)
