@@ -13,7 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nonlocal_nets.nn import NonLocalBlock, Pairwise, functional
+from nonlocal_nets.nn import NonLocalBlock, Pairwise, functional, nonlocal_block
 from tests.nn.oracle import PAIRWISE, SOFTMAX, BlockOracle, Operations, randomise
 
 C = 5
@@ -797,20 +797,39 @@ def copies(block, x):
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("pairwise", PAIRWISE)
 def test_the_input_is_not_copied(pairwise, norm):
-    """Nor what is as large. In channels first, batch norm copies what it gets, and the Gaussian needs x by position."""
-    block = make(pairwise, norm=norm)
-    for size, channels_last in (((3, 5), torch.channels_last), ((2, 3, 5), torch.channels_last_3d)):
-        x = normal(2, C, *size)
+    """Nor what is as large. In channels first, batch norm copies what it gets."""
+    block = make(pairwise, 512, norm=norm)
+    for size, channels_last in (((8, 16), torch.channels_last), ((2, 8, 8), torch.channels_last_3d)):
+        x = normal(2, 512, *size)
         assert copies(block, x.contiguous(memory_format=channels_last)) == set()
-        assert bool(copies(block, x)) == (norm == "batch" or pairwise == "gaussian")
+        assert bool(copies(block, x)) == (norm == "batch")
 
 
-def test_few_positions_are_copied():
-    """Less than the gradients of the weights would take, of each sample alone."""
-    block = make("dot_product", norm="none")
-    assert copies(block, normal(2, C, C))
-    assert not copies(block, normal(1, C, C))
-    assert not copies(block, normal(2, C, C + 1))
+def test_a_small_input_is_copied():
+    """Where reading it as it lies takes longer; without a gradient to keep, also where its keys are pooled."""
+    size, half = (2, 512, 8, 16), (2, 512, 8, 8)
+    block, pooled = make("dot_product", 512, norm="none"), make("dot_product", 512, norm="none", pool=(1, 2))
+    assert copies(block, normal(*half))
+    assert not copies(block, normal(*size))
+    assert not copies(pooled, normal(*size))
+    with torch.no_grad():
+        assert not copies(block, normal(*size))
+        assert copies(pooled, normal(*size))
+
+
+@pytest.mark.oracle
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("words", [{}, {"pool": 2}, {"pool": 2, "pool_position": "embedding"}, {"window": (2, None)}])
+@pytest.mark.parametrize("pairwise", PAIRWISE)
+def test_an_input_that_is_not_copied_gives_the_same(pairwise, words, masked, monkeypatch):
+    block, x = make(pairwise, **words), normal(2, C, 4, 6).requires_grad_()
+    mask = (torch.arange(6) < torch.tensor([6, 5])[:, None])[:, None].expand(-1, 4, -1) if masked else None
+    results = []
+    for viewed in (nonlocal_block.VIEWED, 0):
+        monkeypatch.setattr(nonlocal_block, "VIEWED", viewed)
+        y = block(x, mask)
+        results.append((y, *torch.autograd.grad(y.square().sum(), [x, *block.parameters()])))
+    close(*results)
 
 
 @pytest.mark.oracle

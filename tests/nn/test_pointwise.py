@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from nonlocal_nets.nn.pointwise import Pointwise
+from nonlocal_nets.nn.pointwise import Pointwise, linear
 
 
 def first_and_last(batch, size):
@@ -39,8 +39,41 @@ def test_keeps_the_input_itself():
     assert set(kept) == {x.data_ptr() for x in [*inputs, layer.weight]}
 
 
+def test_second_derivatives():
+    layer = Pointwise(6, 4).double()
+    x = first_and_last(2, (3,))[0]
+    assert torch.autograd.gradgradcheck(lambda *words: linear(*words), (x, layer.weight, layer.bias))
+
+
+@pytest.mark.parametrize("frozen", ["weight", "bias"])
+def test_what_is_frozen_gets_no_gradient(frozen):
+    layer, x = Pointwise(6, 4).double(), first_and_last(2, (3,))[0].detach()
+    getattr(layer, frozen).requires_grad_(False)
+    layer(x).sum().backward()
+    assert {name for name, p in layer.named_parameters() if p.grad is not None} == {"weight", "bias"} - {frozen}
+
+
+def test_gradients_of_each_sample_by_vmap():
+    layer, x = Pointwise(6, 4).double(), first_and_last(3, (5,))[0].detach()
+
+    def loss(weight, sample):
+        return linear(sample[None], weight, layer.bias).square().sum()
+
+    each = torch.func.vmap(torch.func.grad(loss), (None, 0))(layer.weight, x)
+    for grad, sample in zip(each, x, strict=True):
+        assert_close(grad, torch.autograd.grad(loss(layer.weight, sample), layer.weight)[0])
+
+
 def test_autocast():
+    """As F.linear: the output in bfloat16, the gradients in the dtypes of what they are gradients of."""
     layer = Pointwise(6, 4)
+    grads = []
     for x in first_and_last(2, (3, 5)):
+        x = x.detach().float().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16):
-            assert layer(x.float()).dtype == torch.bfloat16
+            y = layer(x)
+        assert y.dtype == torch.bfloat16
+        grads.append(torch.autograd.grad(y.float().sum(), [x, *layer.parameters()]))
+    assert [grad.dtype for grad in grads[0]] == [torch.float32] * 3
+    for first, last in zip(*grads, strict=True):
+        assert_close(first, last, rtol=2e-2, atol=2e-2)

@@ -14,11 +14,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nonlocal_nets.nn import functional, grid
 from nonlocal_nets.nn.masking import norm_valid
-from nonlocal_nets.nn.pairwise import PAIRWISE, Embedded, Pairwise
+from nonlocal_nets.nn.pairwise import PAIRWISE, Pairwise
 from nonlocal_nets.nn.pointwise import Pointwise
 
 NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "none": nn.Identity}
 POOL_POSITIONS = ("input", "embedding")
+VIEWED = 2**24  # multiply-adds of an embedding of one sample, from which on it reads x as it lies
 
 
 class _Grids(NamedTuple):
@@ -172,7 +173,7 @@ class NonLocalBlock(nn.Module):
     def _embed(self, x: Tensor, mask: Tensor | None, grids: _Grids) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Queries (B, N, D), keys (B, M, D), values (B, M, V) and the mask of the keys (B, M), from x (B, C, *S)."""
         x_BSC = x.movedim(1, -1)
-        if torch.compiler.is_exporting() or not self._reads_views(x):
+        if torch.compiler.is_compiling() or not self._reads_views(x):
             x_BSC = x_BSC.contiguous()
         if mask is not None:  # whatever stands in the padding, be it NaN, ends here
             x_BSC = x_BSC.masked_fill(~mask[..., None], 0)
@@ -190,10 +191,11 @@ class NonLocalBlock(nn.Module):
         return query.flatten(1, -2), key.flatten(1, -2), value.flatten(1, -2), key_mask
 
     def _reads_views(self, x: Tensor) -> bool:
-        """Whether a view of x need not be copied: not without embeddings, where x itself is the query, and not where a
-        copy is smaller than what a view costs, gradients of the weights for each sample alone."""
-        few = len(x) > 1 and math.prod(x.shape[2:]) <= self.channels
-        return isinstance(self.pairwise, Embedded) and not few
+        """Whether the embeddings read x as it lies, which spares a copy that the backward pass would keep. Not where
+        the products take no longer than the calls, nor, without a gradient, where pooling of a copy is faster."""
+        work = math.prod(x.shape[2:]) * self.channels * self.inner_channels
+        pooled = self.pool is not None and self.pool_position == "input"
+        return work >= VIEWED and (torch.is_grad_enabled() or not pooled)
 
     def _out(self, y: Tensor, valid: Tensor | None, channels_last: bool) -> Tensor:
         """norm(W_z y), (B, N, V) -> (B, C, N), zero at padding; the statistics are those of the valid positions.

@@ -20,7 +20,7 @@ class Pairwise:
     """f(x_i, x_j) and its C(x). Holds no tensors: what it learns belongs to the block, which is passed in as `block`.
 
     Shapes: x (B, *S, C); queries (B, *S, D) and keys (B, *S', D); after flattening the positions (B, N, D), (B, M, D).
-    An `Embedded` function gets x as it lies in memory, mostly channels first, to be read by `Pointwise`.
+    x may be a view of channels first, which `Pointwise` reads without a copy; where `.view` fails `.flatten` works.
     """
 
     def __init__(self, channels: int, inner_channels: int, scale: bool = False) -> None:
