@@ -204,21 +204,27 @@ def choice(place: Place, seconds: float = 0.5) -> str:
     """The time of each form over the fastest's, and (bold) the one that `choose_form` takes."""
     names = ("fused", "tiled", "associative", "sorted", "materialised")
     rows = []
-    for name in FUNCTIONS:
+    for name, symmetric in (("gaussian", True), *((name, False) for name in FUNCTIONS)):
         for mode in MODES if "gaussian" in name else ["forward + backward"]:
             for batch, n, m, d in GRID:
-                note(f"choice: {name} {mode} {batch} {n} {m} {d}")
+                if symmetric and n != m:
+                    continue
+                note(f"choice: {name} {symmetric} {mode} {batch} {n} {m} {d}")
                 width = 1 if name == "concatenation" else 2 * d if name == "gaussian" else d
                 query = place.random((batch, n, width)).requires_grad_(mode != "forward")
                 forms = functional.FORMS[name]
-                calls = {form: MODES[mode](_Operation(query.detach(), name, m, d, form)) for form in forms}
+                calls = {
+                    form: MODES[mode](_Operation(query.detach(), name, None if symmetric else m, d, form))
+                    for form in forms
+                }
                 times = in_turn(calls, tuple(query.shape), seconds, place=place)
                 medians = {form: statistics.median(times[form]) for form in calls}
                 best = min(medians, key=medians.__getitem__)
-                taken = functional.choose_form(name, n, m, width, d, batch, query)
+                taken = functional.choose_form(name, n, m, width, d, batch, query, symmetric)
                 cells = {form: f"{ratio(times[form], times[best]).median:.2f}" for form in forms}
                 cells[taken] = f"**{cells[taken]}**"
-                rows.append([name, mode, batch, n, m, width, d, *(cells.get(form, "") for form in names)])
+                function = f"{name}, keys are the queries" if symmetric else name
+                rows.append([function, mode, batch, n, m, width, d, *(cells.get(form, "") for form in names)])
     return table(["function", "mode", "batch", "N", "M", "width of q, k", "width of v", *names], rows)
 
 
@@ -240,17 +246,18 @@ GRID = [
 
 
 class _Operation(nn.Module):
-    """Eq. 1 in one form, of a query that is given; keys and values are its parameters."""
+    """Eq. 1 in one form, of a query that is given; m keys (None: the queries) and the values are its parameters."""
 
-    def __init__(self, query: Tensor, name: str, m: int, v: int, form: str) -> None:
+    def __init__(self, query: Tensor, name: str, m: int | None, v: int, form: str) -> None:
         super().__init__()
         self.name, self.form = name, form
-        self.key = nn.Parameter(torch.randn_like(query[:, :1].expand(-1, m, -1)))
-        self.value = nn.Parameter(torch.randn_like(query[:, :1, :1].expand(-1, m, v)))
+        self.key = None if m is None else nn.Parameter(torch.randn_like(query[:, :1].expand(-1, m, -1)))
+        self.value = nn.Parameter(torch.randn_like(query[:, :1, :1].expand(-1, m or query.shape[1], v)))
 
     def forward(self, query: Tensor) -> Tensor:
         scale = query.shape[2] ** -0.5 if "gaussian" in self.name else 1.0
-        return functional.nonlocal_operation(self.name, query, self.key, self.value, scale=scale, form=self.form)
+        key = query if self.key is None else self.key
+        return functional.nonlocal_operation(self.name, query, key, self.value, scale=scale, form=self.form)
 
 
 def kernels(place: Place, seconds: float = 0.5) -> str:

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nonlocal_nets.nn import functional
 from tests.nn.oracle import PAIRWISE, SOFTMAX, double_sum, tensors
@@ -147,19 +148,57 @@ def test_the_gradient_is_that_of_the_double_sum(pairwise, masked):
         close(got, expected)
 
 
-@pytest.mark.parametrize("masked", [False, True])
-def test_many_tiles_are_one_map(masked, monkeypatch):
-    """Three tiles of rows a sample, the last of them not full, with queries wider than values."""
-    monkeypatch.setattr(functional, "TILE", 1)
-    args, kwargs = tensors("gaussian", n=600, m=5, d=4, v=3, masked=masked)
-    target = torch.randn(2, 600, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize("scale", [0.5, 60.0])
+@pytest.mark.parametrize("keys", ["others", "masked", "the queries"])
+def test_many_tiles_are_one_map(keys, scale, monkeypatch):
+    """Three tiles of rows and three of columns a sample, the last of each not full, queries wider than values."""
+    monkeypatch.setattr(functional, "TILE", 64)
+    args, kwargs = tensors("gaussian", n=19 if keys == "the queries" else 20, m=19, d=4, v=3, masked=keys == "masked")
+    target = torch.randn(2, args[0].shape[1], 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     results = []
     for form in ("tiled", "materialised"):
         leaves = [t.clone().requires_grad_() for t in args]
-        y = functional.nonlocal_operation("gaussian", *leaves, **kwargs, scale=0.5, form=form)
+        if keys == "the queries":
+            del leaves[1]
+        y = functional.nonlocal_operation("gaussian", leaves[0], *leaves[-2:], **kwargs, scale=scale, form=form)
         results.append([y, *torch.autograd.grad((y * target).sum(), leaves)])
     for got, expected in zip(*results, strict=True):
         close(got, expected)
+
+
+def test_logits_that_overflow_downwards_weigh_nothing(monkeypatch):
+    """Also where they are the whole of the first tile."""
+    monkeypatch.setattr(functional, "TILE", 64)
+    (query, key, value), _ = tensors("gaussian", n=8, m=19, d=4, v=3)
+    query = query.abs() * 1e10
+    key[:, :7] = -1e300
+    y = functional.nonlocal_operation("gaussian", query, key, value, form="tiled")
+    close(y, torch.softmax(query @ key.mT, 2) @ value)
+
+
+def test_keys_that_are_the_queries_take_fewer_products():
+    """Of N^2 D multiply-adds with V = D / 2: 1.5 forward and 4 backward for a tile; 2 and 5 for one and its mirror
+    image together. Of two by two tiles the two on the diagonal have no image: (5.5 + 5.5 + 7) / 4."""
+    n, d = 1600, 64
+    x, value = torch.randn(1, n, d, requires_grad=True), torch.randn(1, n, d // 2, requires_grad=True)
+    counts = []
+    for keys in (x.clone(), x):
+        with MultiplyAdds() as counter:
+            functional.nonlocal_operation("gaussian", x, keys, value, form="tiled").sum().backward()
+        counts.append(counter.total / (n * n * d))
+    assert counts == pytest.approx([5.5, 4.5], rel=0.02)
+
+
+class MultiplyAdds(TorchDispatchMode):
+    """Of every matrix product of two dimensions, also those into a given tensor."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_):
+            left, right = args[-2:]
+            self.total += left.shape[0] * left.shape[1] * right.shape[1]
+        return func(*args, **(kwargs or {}))
 
 
 def test_sorted_form_with_ties_and_on_the_kink():
@@ -232,14 +271,21 @@ def test_choose_form_never_builds_a_large_map(pairwise):
 
 @pytest.mark.parametrize("pairwise", SOFTMAX)
 def test_choose_form_of_a_softmax(pairwise):
-    """The kernel where the widths are equal or narrow, tiles where it would pad much, the map where it is small."""
+    """The kernel where the widths are equal or narrow, tiles where it would pad much, where the widths are large and
+    where half of them will do, the map where it is small."""
     assert functional.choose_form(pairwise, 4096, 4096, 256, 256) == "fused"
     assert functional.choose_form(pairwise, 4096, 4096, 64, 32) == "fused"
     assert functional.choose_form(pairwise, 4096, 4096, 512, 256) == "tiled"
+    assert functional.choose_form(pairwise, 4096, 4096, 512, 512) == "tiled"
+    assert functional.choose_form(pairwise, 2048, 2048, 64, 32, symmetric=True) == "tiled"
+    assert functional.choose_form(pairwise, 1024, 1024, 64, 32, symmetric=True) == "materialised", "one tile, no image"
     assert functional.choose_form(pairwise, 784, 784, 512, 256) == "materialised"
     assert functional.choose_form(pairwise, 784, 784, 512, 256, batch=32) == "tiled", "the maps of a batch add up"
     assert functional.choose_form(pairwise, 784, 784, 256, 256) == "materialised"
     assert functional.choose_form(pairwise, 784, 784, 256, 256, 1, torch.zeros(1)) == "fused", "without a gradient"
+    assert functional.choose_form(pairwise, 4096, 4096, 64, 32, 1, torch.zeros(1), True) == "fused", (
+        "without a gradient"
+    )
     for like in (torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1, device="meta")):
         assert functional.choose_form(pairwise, 784, 784, 512, 256, 1, like) == "fused"
 

@@ -6,6 +6,7 @@ fresh process (its ru_maxrss), which nothing can hide from.
 
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 import torch
@@ -110,8 +111,9 @@ def test_the_traps_are_there():
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("pairwise", SOFTMAX)
+@pytest.mark.parametrize(
+    ("pairwise", "masked"), [("embedded_gaussian", False), ("embedded_gaussian", True), ("gaussian", True)]
+)
 def test_the_block_runs_the_tiled_kernel(pairwise, masked, channels_last):
     """Also for the plain Gaussian, whose queries are twice as wide as its values, and for an image in either format."""
     block, x, mask = setting(pairwise, 2048, masked)
@@ -121,6 +123,17 @@ def test_the_block_runs_the_tiled_kernel(pairwise, masked, channels_last):
         step(block, x.requires_grad_(), None if mask is None else mask.unflatten(1, (64, 32)))
     assert operations.names.count(FLASH) == operations.names.count(f"{FLASH}_backward") == 1
     assert operations.largest < 2048 * 2048 / 4
+
+
+@pytest.mark.parametrize("kwargs", [{}, {"window": (2048,)}])
+def test_the_plain_gaussian_computes_half_of_its_map(kwargs):
+    """Its keys are its queries, which the block hands on as one tensor: torch's kernel does not run."""
+    block, x, _ = setting("gaussian", 4096, **kwargs)
+    with mock.patch.object(functional, "_tiles", wraps=functional._tiles) as tiles, Operations() as operations:
+        step(block, x)
+    assert [call.args[0] is call.args[1] and call.args[-1] for call in tiles.call_args_list] == [True, True]
+    assert FLASH not in operations.names
+    assert operations.largest <= functional.TILE < 4096 * 4096 / 4
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -4,7 +4,7 @@ Shape suffixes: B batch, N query positions, M key positions, D width of queries 
 
 | pairwise function | f(x_i, x_j)            | C(x)    | the exact form that never builds the N x M map             |
 |-------------------|------------------------|---------|------------------------------------------------------------|
-| gaussian          | exp(q_i . k_j)         | sum_j f | "fused" or "tiled": f / C is a softmax, some rows at once  |
+| gaussian          | exp(q_i . k_j)         | sum_j f | "fused" or "tiled": f / C is a softmax, a tile at a time   |
 | embedded_gaussian | exp(q_i . k_j)         | sum_j f | "fused" (torch's kernel) or "tiled" (plain products)       |
 | dot_product       | q_i . k_j              | M       | "associative": q (k^T v) / M                               |
 | concatenation     | relu(w_f . [q_i, k_j]) | M       | "sorted": relu(a_i + b_j) is linear on each side of a kink |
@@ -13,6 +13,7 @@ All four also have the form "materialised", which builds the map and is the fast
 mask, sums run over the valid keys and M is their number. Sums run in float32 or wider, whatever the inputs.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
@@ -29,7 +30,7 @@ FORMS = {
 }
 
 C_IS_A_SUM = {"gaussian": True, "embedded_gaussian": True, "dot_product": False, "concatenation": False}
-TILE = 2**21  # entries of the map that the tiled form holds at a time
+TILE = 2**21  # entries of the map that the tiled form computes at a time
 BLOCK = 16  # of the prefix sums of the sorted form
 
 
@@ -49,7 +50,7 @@ def nonlocal_operation(
     Args:
         pairwise: "gaussian", "embedded_gaussian", "dot_product" or "concatenation".
         query: (B, N, D): x_i for the Gaussian, theta(x_i) for the others.
-        key: (B, M, D): x_j or phi(x_j).
+        key: (B, M, D): x_j or phi(x_j). Where it is `query` itself, only half of a softmax's map may be computed.
         value: (B, M, V): g(x_j).
         mask: bool (B, M), True where a key counts. A sample without any valid key gives y = 0.
         scale: factor on the logits of the two softmax functions; the paper has 1, the released code D ** -0.5.
@@ -65,7 +66,8 @@ def nonlocal_operation(
     """
     _check(pairwise, query, key, value, mask, scale, weight)
     if form is None:
-        form = choose_form(pairwise, query.shape[1], key.shape[1], key.shape[2], value.shape[2], query.shape[0], value)
+        sizes = query.shape[1], key.shape[1], key.shape[2], value.shape[2], query.shape[0]
+        form = choose_form(pairwise, *sizes, value, key is query and mask is None)
     if form not in FORMS[pairwise]:
         raise ValueError(f"form {form!r} is not one of {pairwise}'s: {', '.join(FORMS[pairwise])}")
     if mask is not None:  # a zero value adds nothing to any sum, and stops whatever stands in the padding
@@ -73,7 +75,8 @@ def nonlocal_operation(
     if form == "fused":
         return _fused(query, key, value, mask, scale)
     with autocast(query.device.type, enabled=False):
-        query, key, value = _wide(query), _wide(key), _wide(value)
+        wide = _wide(query)
+        query, key, value = wide, wide if key is query else _wide(key), _wide(value)
         if form == "tiled":
             y: Tensor = _TiledSoftmax.apply(query, key, value, mask, scale)
             return y
@@ -166,8 +169,11 @@ def reference(
     return y
 
 
-def choose_form(pairwise: str, n: int, m: int, d: int, v: int, batch: int = 1, like: Tensor | None = None) -> str:
-    """The cheapest exact form for n queries, m keys, and widths d and v, of tensors of the device and dtype of `like`.
+def choose_form(
+    pairwise: str, n: int, m: int, d: int, v: int, batch: int = 1, like: Tensor | None = None, symmetric: bool = False
+) -> str:
+    """The cheapest exact form for n queries, m keys, and widths d and v, of tensors of the device and dtype of `like`;
+    symmetric: the keys are the queries, without a mask.
 
     In an export, one that holds for any n and m: sizes are symbols there, and the sorted form has its own backward.
     By multiply-adds for the dot product. The other constants are where two forms took the same time on two cores of a
@@ -182,11 +188,15 @@ def choose_form(pairwise: str, n: int, m: int, d: int, v: int, batch: int = 1, l
         return "sorted" if n * m > 250 * (n + m) else "materialised"
     if like is not None and (like.device.type != "cpu" or like.dtype not in (torch.float32, torch.float64)):
         return "fused"
-    # without the map a gradient takes one product of six more, and torch's kernel pads a value narrower than the keys
-    padded, small = d != v, batch * n * m <= (3_000_000 if d != v else 300_000) + 12 * (d + v) ** 2
-    if small and (like is None or like.requires_grad):
+    gradient, padded = like is None or like.requires_grad, d != v  # torch's kernel pads a value narrower than the keys
+    tiled = max(d, v) > (128 if padded else 511)
+    if torch.compiler.is_compiling():  # it would unroll the tiles
+        tiled = symmetric = False
+    if symmetric and n * m > TILE and (gradient or tiled):  # with one tile there is no mirror image
+        return "tiled"
+    # without the map a gradient takes one product of six more
+    if gradient and batch * n * m <= (3_000_000 if padded else 300_000) + 12 * (d + v) ** 2:
         return "materialised"
-    tiled = padded and max(d, v) > 128 and not torch.compiler.is_compiling()  # a compiler would unroll the tiles
     return "tiled" if tiled else "fused"
 
 
@@ -214,48 +224,93 @@ def _widen(t: Tensor, width: int) -> Tensor:
 
 
 class _TiledSoftmax(torch.autograd.Function):
-    """softmax(scale q k^T) v, some rows of the map at a time, computed again in backward: memory in N + M."""
+    """softmax(scale q k^T) v, a tile of the map at a time, computed again in backward: memory in N + M.
+
+    Where k is q itself the logits are symmetric: only the tiles on one side of the diagonal are computed, each serves
+    its mirror image too, and the gradients of a tile and of its image reach q in one product instead of two.
+    """
 
     @staticmethod
     def forward(
         ctx: torch.autograd.function.FunctionCtx, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
     ) -> Tensor:
-        y = q.new_empty(*q.shape[:2], v.shape[2])
-        for b, rows, p, _ in _tiles(q, k, mask, scale):
-            torch.mm(p, v[b], out=y[b, rows])
-        ctx.save_for_backward(q, k, v, mask, y)  # type: ignore[arg-type]
-        ctx.scale = scale  # type: ignore[attr-defined]
+        symmetric = k is q
+        v1 = _append(v, torch.ones_like(v[..., :1]))  # so that the last column of the sums is C
+        sums = q.new_zeros(*q.shape[:2], v1.shape[2])  # of f v1 over the keys so far, with f = exp(logit - top)
+        top = q.new_full((*q.shape[:2], 1), torch.finfo(q.dtype).min)  # the largest logit so far
+
+        def add(b: int, rows: slice, columns: slice, logits: Tensor, f: Tensor) -> None:
+            larger = torch.maximum(top[b, rows], logits.amax(1, keepdim=True))
+            sums[b, rows].mul_(torch.exp(top[b, rows] - larger))
+            sums[b, rows].addmm_(torch.sub(logits, larger, out=f).exp_(), v1[b, columns])
+            top[b, rows] = larger
+
+        for b, rows, columns, logits, f, _ in _tiles(q, k, mask, scale, symmetric):
+            add(b, rows, columns, logits, f)
+            if symmetric and rows != columns:
+                add(b, columns, rows, logits.t(), f.t())
+        c = sums[..., -1:]
+        y = sums[..., :-1] / c
+        ctx.save_for_backward(q, k, v1, mask, y, top.add_(c.log()))  # type: ignore[arg-type]
+        ctx.scale, ctx.symmetric = scale, symmetric  # type: ignore[attr-defined]
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        q, k, v, mask, y = ctx.saved_tensors  # type: ignore[attr-defined]
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, dy: Tensor
+    ) -> tuple[Tensor, Tensor | None, Tensor, None, None]:
+        q, k, v1, mask, y, log_c = ctx.saved_tensors  # type: ignore[attr-defined]
         scale: float = ctx.scale  # type: ignore[attr-defined]
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        mean = (dy * y).sum(2, keepdim=True)  # of dp under p, for each row
-        for b, rows, p, dp in _tiles(q, k, mask, scale):
-            dv[b].addmm_(p.t(), dy[b, rows])
-            torch.mm(dy[b, rows], v[b].t(), out=dp)
-            dlogits = dp.sub_(mean[b, rows]).mul_(p)
-            torch.mm(dlogits, k[b], out=dq[b, rows])
-            dk[b].addmm_(dlogits.t(), q[b, rows])
-        return dq.mul_(scale), dk.mul_(scale), dv, None, None
+        symmetric: bool = ctx.symmetric  # type: ignore[attr-defined]
+        dq = torch.zeros_like(q)
+        dk, dv = dq if symmetric else torch.zeros_like(k), torch.zeros_like(v1[..., :-1])
+        dy1 = _append(dy, -(dy * y).sum(2, keepdim=True))  # times v1: dp less its mean under p
+
+        def dlogits(b: int, rows: slice, columns: slice, logits: Tensor, p: Tensor, dp: Tensor) -> Tensor:
+            torch.sub(logits, log_c[b, rows], out=p).exp_()
+            dv[b, columns].addmm_(p.t(), dy[b, rows])
+            return torch.mm(dy1[b, rows], v1[b, columns].t(), out=dp).mul_(p)
+
+        for b, rows, columns, logits, p, dp in _tiles(q, k, mask, scale, symmetric):
+            if symmetric and rows != columns:
+                mirrored = dlogits(b, columns, rows, logits.t(), p.t(), dp.t()).t()
+                both = dlogits(b, rows, columns, logits, logits, p).add_(mirrored)
+            else:
+                both = dlogits(b, rows, columns, logits, logits, dp)
+            dq[b, rows].addmm_(both, k[b, columns])
+            dk[b, columns].addmm_(both.t(), q[b, rows])
+        dq.mul_(scale)
+        return dq, None if symmetric else dk.mul_(scale), dv, None, None
 
 
-def _tiles(q: Tensor, k: Tensor, mask: Tensor | None, scale: float) -> Iterator[tuple[int, slice, Tensor, Tensor]]:
-    """(sample, rows, softmax of these rows, a spare buffer of its shape), the buffers used again for each tile."""
+def _tiles(
+    q: Tensor, k: Tensor, mask: Tensor | None, scale: float, symmetric: bool
+) -> Iterator[tuple[int, slice, slice, Tensor, Tensor, Tensor]]:
+    """(sample, rows, columns, their logits, two spare buffers of this shape), the buffers used again for each tile."""
     n, m = q.shape[1], k.shape[1]
-    height = min(n, max(TILE // max(m, 1), 256))  # fewer rows make slow matrix products
-    buffers = q.new_empty(2, height, m)
+    width = _even(m, math.isqrt(TILE))
+    height = width if symmetric else _even(n, TILE // width)
+    buffers = [q.new_empty(height * width) for _ in range(3)]
     for b in range(len(q)):
-        for start in range(0, n, height):
-            rows = slice(start, min(start + height, n))
-            p, spare = buffers[:, : rows.stop - start]
-            torch.addmm(spare, q[b, rows], k[b].t(), beta=0, alpha=scale, out=spare)
-            if mask is not None:  # a sample without a valid key gets equal weights: its values are zero
-                spare.masked_fill_(~mask[b], torch.finfo(spare.dtype).min)
-            yield b, rows, torch.softmax(spare, 1, out=p), spare
+        for i in range(0, n, height):
+            for j in range(i if symmetric else 0, m, width):
+                rows, columns = slice(i, min(i + height, n)), slice(j, min(j + width, m))
+                shape = (rows.stop - i, columns.stop - j)
+                logits, spare, spare_2 = (buffer[: math.prod(shape)].view(shape) for buffer in buffers)
+                torch.addmm(logits, q[b, rows], k[b, columns].t(), beta=0, alpha=scale, out=logits)
+                if mask is not None:  # a sample without a valid key gets equal weights: its values are zero
+                    logits.masked_fill_(~mask[b, columns], torch.finfo(logits.dtype).min)
+                yield b, rows, columns, logits, spare, spare_2
+
+
+def _even(n: int, most: int) -> int:
+    """The length of equal parts of n, none longer than `most`."""
+    return max(-(-n // max(-(-n // most), 1)), 1)
+
+
+def _append(t: Tensor, column: Tensor) -> Tensor:
+    return torch.cat([t, column], 2)
 
 
 class _SortedSum(torch.autograd.Function):

@@ -116,9 +116,10 @@ class NonLocalBlock(nn.Module):
         """
         grids = self._check_input(x, mask)
         query, key, value, key_mask = self._embed(x, mask, grids)
+        queries = grid.to_windows(query, grids.size, grids.windows)
         y = self.pairwise.operation(
-            grid.to_windows(query, grids.size, grids.windows),
-            grid.to_windows(key, grids.keys, grids.key_windows),
+            queries,
+            queries if key is query else grid.to_windows(key, grids.keys, grids.key_windows),
             grid.to_windows(value, grids.keys, grids.key_windows),
             None if key_mask is None else grid.to_windows(key_mask, grids.keys, grids.key_windows),
         )
@@ -188,7 +189,9 @@ class NonLocalBlock(nn.Module):
         if subsample is not None:
             value = subsample(value)
         query = self.pairwise.query(self, x_BSC)
-        return query.flatten(1, -2), key.flatten(1, -2), value.flatten(1, -2), key_mask
+        query_BND = query.flatten(1, -2)
+        key_BMD = query_BND if key is query else key.flatten(1, -2)  # one tensor where the function has one
+        return query_BND, key_BMD, value.flatten(1, -2), key_mask
 
     def _reads_views(self, x: Tensor) -> bool:
         """Whether the embeddings read x as it lies, which spares a copy that the backward pass would keep. Not where
