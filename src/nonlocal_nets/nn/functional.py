@@ -242,7 +242,7 @@ class _TiledSoftmax(torch.autograd.Function):
         def add(b: int, rows: slice, columns: slice, logits: Tensor, f: Tensor) -> None:
             larger = torch.maximum(top[b, rows], logits.amax(1, keepdim=True))
             sums[b, rows].mul_(torch.exp(top[b, rows] - larger))
-            sums[b, rows].addmm_(torch.sub(logits, larger, out=f).exp_(), v1[b, columns])
+            sums[b, rows].addmm_(_exp(torch.sub(logits, larger, out=f)), v1[b, columns])
             top[b, rows] = larger
 
         for b, rows, columns, logits, f, _ in _tiles(q, k, mask, scale, symmetric):
@@ -268,7 +268,7 @@ class _TiledSoftmax(torch.autograd.Function):
         dy1 = _append(dy, -(dy * y).sum(2, keepdim=True))  # times v1: dp less its mean under p
 
         def dlogits(b: int, rows: slice, columns: slice, logits: Tensor, p: Tensor, dp: Tensor) -> Tensor:
-            torch.sub(logits, log_c[b, rows], out=p).exp_()
+            _exp(torch.sub(logits, log_c[b, rows], out=p))
             dv[b, columns].addmm_(p.t(), dy[b, rows])
             return torch.mm(dy1[b, rows], v1[b, columns].t(), out=dp).mul_(p)
 
@@ -307,6 +307,12 @@ def _tiles(
 def _even(n: int, most: int) -> int:
     """The length of equal parts of n, none longer than `most`."""
     return max(-(-n // max(-(-n // most), 1)), 1)
+
+
+def _exp(logits: Tensor) -> Tensor:
+    """In place; of logits relative to the largest of their row. What is too small to count stays a normal number: one
+    denormal in a hundred makes a matrix product on a CPU a hundred times as slow."""
+    return logits.clamp_(min=2 / 3 * math.log(torch.finfo(logits.dtype).tiny)).exp_()
 
 
 def _append(t: Tensor, column: Tensor) -> Tensor:
