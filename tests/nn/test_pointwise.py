@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from nonlocal_nets.nn import pointwise
 from nonlocal_nets.nn.pointwise import Pointwise, linear
 
 
@@ -13,9 +14,13 @@ def first_and_last(batch, size):
     return x.movedim(1, -1).requires_grad_(), x.movedim(1, -1).contiguous().requires_grad_()
 
 
+@pytest.mark.parametrize("channels_first", [False, True])
+@pytest.mark.parametrize("gradients", [2**20, 48, 1])
 @pytest.mark.parametrize("size", [(7,), (3, 5), (2, 3, 5)])
 @pytest.mark.parametrize("batch", [0, 1, 3])
-def test_equals_linear_in_both_layouts(batch, size):
+def test_equals_linear_in_all_layouts(batch, size, gradients, channels_first, monkeypatch):
+    """Of input and output, however many samples the weight's gradient takes at a time."""
+    monkeypatch.setattr(pointwise, "GRADIENTS", gradients)
     layer = Pointwise(6, 4).double()
     linear = torch.nn.Linear(6, 4).double()
     linear.load_state_dict(layer.state_dict())
@@ -23,26 +28,29 @@ def test_equals_linear_in_both_layouts(batch, size):
         expected = linear(x)
         upstream = torch.randn_like(expected)
         wanted = torch.autograd.grad(expected, [x, *linear.parameters()], upstream)
-        y = layer(x)
-        assert y.is_contiguous()
+        y = layer(x, channels_first)
+        assert (y.movedim(-1, 1) if channels_first else y).is_contiguous()
         assert_close(y, expected)
         assert_close(torch.autograd.grad(y, [x, *layer.parameters()], upstream), wanted)
 
 
-def test_keeps_the_input_itself():
+@pytest.mark.parametrize("channels_first", [False, True])
+def test_keeps_the_input_itself(channels_first):
     layer = Pointwise(6, 4).double()
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
         inputs = first_and_last(2, (3, 5))
         for x in inputs:
-            layer(x)
+            layer(x, channels_first)
     assert set(kept) == {x.data_ptr() for x in [*inputs, layer.weight]}
 
 
-def test_second_derivatives():
+@pytest.mark.parametrize("channels_first", [False, True])
+def test_second_derivatives(channels_first):
     layer = Pointwise(6, 4).double()
-    x = first_and_last(2, (3,))[0]
-    assert torch.autograd.gradgradcheck(lambda *words: linear(*words), (x, layer.weight, layer.bias))
+    for x in first_and_last(2, (3,)):
+        inputs = x, layer.weight, layer.bias
+        assert torch.autograd.gradgradcheck(lambda *words: linear(*words, channels_first), inputs)
 
 
 @pytest.mark.parametrize("frozen", ["weight", "bias"])
@@ -64,14 +72,15 @@ def test_gradients_of_each_sample_by_vmap():
         assert_close(grad, torch.autograd.grad(loss(layer.weight, sample), layer.weight)[0])
 
 
-def test_autocast():
+@pytest.mark.parametrize("channels_first", [False, True])
+def test_autocast(channels_first):
     """As F.linear: the output in bfloat16, the gradients in the dtypes of what they are gradients of."""
     layer = Pointwise(6, 4)
     grads = []
     for x in first_and_last(2, (3, 5)):
         x = x.detach().float().requires_grad_()
         with torch.autocast("cpu", torch.bfloat16):
-            y = layer(x)
+            y = layer(x, channels_first)
         assert y.dtype == torch.bfloat16
         grads.append(torch.autograd.grad(y.float().sum(), [x, *layer.parameters()]))
     assert [grad.dtype for grad in grads[0]] == [torch.float32] * 3

@@ -19,7 +19,7 @@ from nonlocal_nets.nn.pointwise import Pointwise
 
 NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "none": nn.Identity}
 POOL_POSITIONS = ("input", "embedding")
-VIEWED = 2**24  # multiply-adds of an embedding of one sample, from which on it reads x as it lies
+VIEWED = 2**24  # multiply-adds of an embedding, from which on the block reads and writes its input's layout
 
 
 class _Grids(NamedTuple):
@@ -89,7 +89,7 @@ class NonLocalBlock(nn.Module):
         for name, layer in self.pairwise.layers().items():
             self.add_module(name, layer)
         self.g = Pointwise(channels, inner_channels)
-        self.out = nn.Linear(inner_channels, channels)
+        self.out = Pointwise(inner_channels, channels)
         self.norm = NORMS[norm](channels)
         self.reset_parameters()
 
@@ -124,8 +124,7 @@ class NonLocalBlock(nn.Module):
             None if key_mask is None else grid.to_windows(key_mask, grids.keys, grids.key_windows),
         )
         y_BNV = grid.from_windows(y, grids.size, grids.windows)
-        channels_last = x.movedim(1, -1).is_contiguous() and not x.is_contiguous()
-        residual_BCN = self._out(y_BNV, None if mask is None else mask.flatten(1), channels_last)
+        residual_BCN = self._out(y_BNV, None if mask is None else mask.flatten(1), x)
         return x + torch.unflatten(residual_BCN, 2, grids.size).to(x.dtype)
 
     def weights(self, x: Tensor, queries: Sequence[int] | Tensor | None = None, mask: Tensor | None = None) -> Tensor:
@@ -174,8 +173,9 @@ class NonLocalBlock(nn.Module):
     def _embed(self, x: Tensor, mask: Tensor | None, grids: _Grids) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Queries (B, N, D), keys (B, M, D), values (B, M, V) and the mask of the keys (B, M), from x (B, C, *S)."""
         x_BSC = x.movedim(1, -1)
-        if torch.compiler.is_compiling() or not self._reads_views(x):
-            x_BSC = x_BSC.contiguous()
+        pooled = self.pool is not None and self.pool_position == "input"
+        if (pooled and not torch.is_grad_enabled()) or not self._is_large(x[:1] if pooled else x):
+            x_BSC = x_BSC.contiguous()  # pools faster, and without a gradient nothing keeps it
         if mask is not None:  # whatever stands in the padding, be it NaN, ends here
             x_BSC = x_BSC.masked_fill(~mask[..., None], 0)
         key_mask = None if mask is None else grid.pool_mask(mask, grids.pool).flatten(1)
@@ -193,14 +193,15 @@ class NonLocalBlock(nn.Module):
         key_BMD = query_BND if key is query else key.flatten(1, -2)  # one tensor where the function has one
         return query_BND, key_BMD, value.flatten(1, -2), key_mask
 
-    def _reads_views(self, x: Tensor) -> bool:
-        """Whether the embeddings read x as it lies, which spares a copy that the backward pass would keep. Not where
-        the products take no longer than the calls, nor, without a gradient, where pooling of a copy is faster."""
-        work = math.prod(x.shape[2:]) * self.channels * self.inner_channels
-        pooled = self.pool is not None and self.pool_position == "input"
-        return work >= VIEWED and (torch.is_grad_enabled() or not pooled)
+    def _is_large(self, x: Tensor) -> bool:
+        """Whether the layers had better read and write the layout of x than a copy, channels last, which the backward
+        pass would keep: not where a sample is small beside a weight, nor where products take no longer than calls."""
+        if torch.compiler.is_compiling():  # sizes are symbols in an export
+            return False
+        n = math.prod(x.shape[2:])
+        return 2 * n >= self.channels and len(x) * n * self.channels * self.inner_channels >= VIEWED
 
-    def _out(self, y: Tensor, valid: Tensor | None, channels_last: bool) -> Tensor:
+    def _out(self, y: Tensor, valid: Tensor | None, x: Tensor) -> Tensor:
         """norm(W_z y), (B, N, V) -> (B, C, N), zero at padding; the statistics are those of the valid positions.
 
         The norm's input has the layout of x, and so the gradient that comes back to it: where these two differ, the
@@ -210,8 +211,11 @@ class NonLocalBlock(nn.Module):
         autocast = device != "meta" and torch.is_autocast_enabled(device)
         if autocast and torch.get_autocast_dtype(device) == torch.float16 and y.dtype == torch.float32:
             autocast = False  # the sums of dot product and concatenation can leave float16's range
+        channels_last = x.movedim(1, -1).is_contiguous() and not x.is_contiguous()
+        channels_first = valid is None and not (channels_last or isinstance(self.norm, nn.LayerNorm))
         with functional.autocast(device, autocast):
-            u: Tensor = self.out(y if autocast else y.to(self.out.weight.dtype))
+            y = y if autocast else y.to(self.out.weight.dtype)
+            u: Tensor = self.out(y, channels_first and self._is_large(x))
             if valid is not None:
                 return norm_valid(self.norm, u, valid).transpose(1, 2)
             if not isinstance(self.norm, _BatchNorm):

@@ -6,49 +6,60 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+GRADIENTS = 2**20  # entries of the samples' own gradients of a weight that are there at a time
+
 
 class Pointwise(nn.Linear):
     """nn.Linear over the channels of (B, *S, C), channels last or a view of channels first."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+    def forward(self, x: Tensor, channels_first: bool = False) -> Tensor:
+        return linear(x, self.weight, self.bias, channels_first)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """F.linear, (B, *S, C) -> (B, *S, D), which reads a view of channels first as it lies.
+def linear(x: Tensor, weight: Tensor, bias: Tensor, channels_first: bool = False) -> Tensor:
+    """F.linear, (B, *S, C) -> (B, *S, D), which reads a view of channels first as it lies, and can write one.
 
     F.linear copies such a view and keeps the copy for the backward pass, as many bytes as the input of a block.
     """
-    if x.is_contiguous() or torch.compiler.is_compiling():  # as it is in an export
+    if torch.compiler.is_compiling() or (x.is_contiguous() and not channels_first):  # as it is in an export
         return F.linear(x, weight, bias)
-    y_BND: Tensor = (_Linear.apply if torch.is_grad_enabled() else _Linear.forward)(x.flatten(1, -2), weight, bias)
+    function = _Linear.apply if torch.is_grad_enabled() else _Linear.forward
+    y_BND: Tensor = function(x.flatten(1, -2), weight, bias, channels_first)
     return torch.unflatten(y_BND, 1, x.shape[1:-1])
 
 
 class _Linear(torch.autograd.Function):
     """weight x + bias of every position of (B, N, C). Its gradient lies as x does, so that what x gets from others is
-    added without a change of layout, and that of the weight is never there for each sample, as autograd's own is."""
+    added without a change of layout, and that of a large weight is not there for each sample, as autograd's own is."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, channels_first: bool) -> Tensor:
+        if channels_first:
+            return torch.baddbmm(bias[:, None], weight.expand(len(x), -1, -1), x.transpose(1, 2)).transpose(1, 2)
         return torch.baddbmm(bias, x, weight.t().expand(len(x), -1, -1))
 
     @staticmethod
     def setup_context(
-        ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor
+        ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor, bool], output: Tensor
     ) -> None:
         ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         dx = dw = None
         if ctx.needs_input_grad[0]:
-            dx = torch.bmm(weight.t().to(dy.dtype).expand(len(x), -1, -1), dy.transpose(1, 2)).transpose(1, 2)
+            w = weight.to(dy.dtype).expand(len(x), -1, -1)
+            if x.is_contiguous():
+                dx = torch.bmm(dy, w)
+            else:
+                dx = torch.bmm(w.transpose(1, 2), dy.transpose(1, 2)).transpose(1, 2)
         if ctx.needs_input_grad[1]:
-            dw = torch.zeros_like(weight)
-            for dy_ND, x_NC in zip(dy, x, strict=True):
-                dw = dw + dy_ND.t() @ x_NC.to(dy.dtype)
-        return dx, dw, dy.sum((0, 1)) if ctx.needs_input_grad[2] else None
+            samples = max(1, GRADIENTS // weight.numel())
+            for some_dy, some_x in zip(torch.split(dy, samples), torch.split(x, samples), strict=True):
+                each = torch.bmm(some_dy.transpose(1, 2), some_x.to(dy.dtype))
+                some = each[0] if len(each) == 1 else each.sum(0)
+                dw = some if dw is None else dw + some
+        return dx, dw, dy.sum((0, 1)) if ctx.needs_input_grad[2] else None, None
