@@ -189,7 +189,7 @@ def test_keys_that_are_the_queries_take_fewer_products():
     assert counts == pytest.approx([5.5, 4.5], rel=0.02)
 
 
-@pytest.fixture(name="_denormals")
+@pytest.fixture(name="denormals")
 def _keep_denormals():
     flushed = bool(torch.tensor(1e-39) * 1 == 0)
     torch.set_flush_denormal(False)
@@ -197,8 +197,9 @@ def _keep_denormals():
     torch.set_flush_denormal(flushed)
 
 
+@pytest.mark.usefixtures("denormals")
 @pytest.mark.parametrize("keys", ["others", "the queries"])
-def test_products_of_tiles_get_no_denormal_numbers(_denormals, keys, monkeypatch):
+def test_products_of_tiles_get_no_denormal_numbers(keys, monkeypatch):
     """Which make them a hundred times as slow on a CPU. Logits a row: 0 to -120; exp(-88) to exp(-103) are denormal."""
     monkeypatch.setattr(functional, "TILE", 1024)
     x = torch.linspace(0, 120**0.5, 64)[None, :, None].requires_grad_()
