@@ -197,7 +197,9 @@ def choose_form(
     # without the map a gradient takes one product of six more
     if gradient and batch * n * m <= (3_000_000 if padded else 300_000) + 12 * (d + v) ** 2:
         return "materialised"
-    return "tiled" if tiled else "fused"
+    if tiled:  # the map where it is no larger than what the tiles' three buffers can take
+        return "tiled" if batch * n * m > 3 * TILE else "materialised"
+    return "fused"
 
 
 def multiply_adds(pairwise: str, n: int, m: int, d: int, v: int) -> int:
