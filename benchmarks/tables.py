@@ -55,6 +55,7 @@ def peers(place: Place, seconds: float = 0.3) -> str:
         for arguments in variants(case):
             for mode in MODES:
                 rows.append(compare(case, arguments, mode, names, seconds, place))
+                note(" | ".join(rows[-1]))  # the table is printed at the end, in an hour
     return table(head, [row for row in rows if row])
 
 
