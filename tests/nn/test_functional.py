@@ -11,6 +11,7 @@ from nonlocal_nets.nn import functional
 from tests.nn.oracle import PAIRWISE, SOFTMAX, double_sum, tensors
 
 pytestmark = pytest.mark.oracle
+PRODUCTS = torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_  # of two dimensions, also into a given tensor
 CASES = [(pairwise, form) for pairwise in PAIRWISE for form in (*functional.FORMS[pairwise], None)]
 
 
@@ -220,7 +221,7 @@ class Denormals(TorchDispatchMode):
     products = denormals = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_):
+        if func.overloadpacket in PRODUCTS:
             self.products += 1
             self.denormals += sum(int(((t != 0) & (t.abs() < torch.finfo().tiny)).sum()) for t in args[-2:])
         return func(*args, **(kwargs or {}))
@@ -232,7 +233,7 @@ class MultiplyAdds(TorchDispatchMode):
     total = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_):
+        if func.overloadpacket in PRODUCTS:
             left, right = args[-2:]
             self.total += left.shape[0] * left.shape[1] * right.shape[1]
         return func(*args, **(kwargs or {}))

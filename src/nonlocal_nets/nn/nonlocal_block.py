@@ -174,8 +174,9 @@ class NonLocalBlock(nn.Module):
         """Queries (B, N, D), keys (B, M, D), values (B, M, V) and the mask of the keys (B, M), from x (B, C, *S)."""
         x_BSC = x.movedim(1, -1)
         pooled = self.pool is not None and self.pool_position == "input"
+        # a pool is faster channels last: worth the copy where no gradient keeps it, or unless even one sample is large
         if (pooled and not torch.is_grad_enabled()) or not self._is_large(x[:1] if pooled else x):
-            x_BSC = x_BSC.contiguous()  # pools faster, and without a gradient nothing keeps it
+            x_BSC = x_BSC.contiguous()
         if mask is not None:  # whatever stands in the padding, be it NaN, ends here
             x_BSC = x_BSC.masked_fill(~mask[..., None], 0)
         key_mask = None if mask is None else grid.pool_mask(mask, grids.pool).flatten(1)
