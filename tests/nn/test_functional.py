@@ -321,6 +321,8 @@ def test_choose_form_of_a_softmax(pairwise):
     assert functional.choose_form(pairwise, 784, 784, 512, 256, batch=32) == "tiled", "the maps of a batch add up"
     assert functional.choose_form(pairwise, 784, 784, 256, 256) == "materialised"
     assert functional.choose_form(pairwise, 784, 784, 256, 256, 1, torch.zeros(1)) == "fused", "without a gradient"
+    assert functional.choose_form(pairwise, 784, 784, 128, 64, 1, torch.zeros(1)) == "materialised", "would be padded"
+    assert functional.choose_form(pairwise, 2048, 2048, 128, 64, 1, torch.zeros(1)) == "fused", "too large a map"
     assert functional.choose_form(pairwise, 784, 784, 512, 256, 8, torch.zeros(1)) == "materialised", "three tiles"
     assert functional.choose_form(pairwise, 784, 784, 512, 256, 16, torch.zeros(1)) == "tiled"
     assert functional.choose_form(pairwise, 4096, 4096, 64, 32, 1, torch.zeros(1), True) == "fused", (

@@ -176,8 +176,8 @@ def choose_form(
     symmetric: the keys are the queries, without a mask.
 
     In an export, one that holds for any n and m: sizes are symbols there, and the sorted form has its own backward.
-    By multiply-adds for the dot product. The other constants are where two forms took the same time on two cores of a
-    Xeon in float32 (`python -m benchmarks choice`). Nothing of it was measured on a GPU: there, and in half precision,
+    By multiply-adds for the dot product. The other constants are where two forms took the same time on two cores of
+    a Xeon and of an EPYC in float32 (`python -m benchmarks choice`). Nothing of it was measured on a GPU: there, and in half precision,
     a softmax is left to the kernel that torch picks.
     """
     if torch.compiler.is_exporting():
@@ -194,8 +194,10 @@ def choose_form(
         tiled = symmetric = False
     if symmetric and n * m > TILE and (gradient or tiled):  # with one tile there is no mirror image
         return "tiled"
-    # without the map a gradient takes one product of six more
-    if gradient and batch * n * m <= (3_000_000 if padded else 300_000) + 12 * (d + v) ** 2:
+    small = 1_500_000 if padded else 0  # entries of a map that costs less than torch's kernel
+    if gradient:  # which without the map takes one product of six more
+        small = (3_000_000 if padded else 700_000) + 12 * (d + v) ** 2
+    if batch * n * m <= small:
         return "materialised"
     if tiled:  # the map where it is no larger than what the tiles' three buffers can take
         return "tiled" if batch * n * m > 3 * TILE else "materialised"
