@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from nonlocal_nets.nn import NonLocalBlock, functional
+from nonlocal_nets.nn import NonLocalBlock, functional, tiled_softmax
 from tests.nn.oracle import PAIRWISE, SOFTMAX, Memory, Operations, randomise
 
 C = 8
@@ -129,11 +129,11 @@ def test_the_block_runs_the_tiled_kernel(pairwise, masked, channels_last):
 def test_the_plain_gaussian_computes_half_of_its_map(kwargs):
     """Its keys are its queries, which the block hands on as one tensor: torch's kernel does not run."""
     block, x, _ = setting("gaussian", 4096, **kwargs)
-    with mock.patch.object(functional, "_tiles", wraps=functional._tiles) as tiles, Operations() as operations:
+    with mock.patch.object(tiled_softmax, "_tiles", wraps=tiled_softmax._tiles) as tiles, Operations() as operations:
         step(block, x)
     assert [call.args[0] is call.args[1] and call.args[-1] for call in tiles.call_args_list] == [True, True]
     assert FLASH not in operations.names
-    assert operations.largest <= functional.TILE < 4096 * 4096 / 4
+    assert operations.largest <= tiled_softmax.TILE < 4096 * 4096 / 4
 
 
 @pytest.mark.parametrize("masked", [False, True])

@@ -13,14 +13,14 @@ All four also have the form "materialised", which builds the map and is the fast
 mask, sums run over the valid keys and M is their number. Sums run in float32 or wider, whatever the inputs.
 """
 
-import math
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+
+from nonlocal_nets.nn.sorted_sum import sorted_sum
+from nonlocal_nets.nn.tiled_softmax import TILE, tiled_softmax
 
 FORMS = {
     "gaussian": ("fused", "tiled", "materialised"),
@@ -30,8 +30,6 @@ FORMS = {
 }
 
 C_IS_A_SUM = {"gaussian": True, "embedded_gaussian": True, "dot_product": False, "concatenation": False}
-TILE = 2**21  # entries of the map that the tiled form computes at a time
-BLOCK = 16  # of the prefix sums of the sorted form
 
 
 def nonlocal_operation(
@@ -78,8 +76,7 @@ def nonlocal_operation(
         wide = _wide(query)
         query, key, value = wide, wide if key is query else _wide(key), _wide(value)
         if form == "tiled":
-            y: Tensor = _TiledSoftmax.apply(query, key, value, mask, scale)
-            return y
+            return tiled_softmax(query, key, value, mask, scale)
         if C_IS_A_SUM[pairwise]:
             return weights(pairwise, query, key, mask=mask, scale=scale) @ value
         # C is the number of keys: it divides what is smallest, instead of the map or y
@@ -87,8 +84,7 @@ def nonlocal_operation(
         if form == "associative":
             return query @ (key.transpose(1, 2) @ value / count)
         if form == "sorted":
-            y = _SortedSum.apply(*_fold(query, key, weight), value / count)
-            return y
+            return sorted_sum(*_fold(query, key, weight), value / count)
         return _f(pairwise, query, key, weight) @ (value / count)
 
 
@@ -176,9 +172,9 @@ def choose_form(
     symmetric: the keys are the queries, without a mask.
 
     In an export, one that holds for any n and m: sizes are symbols there, and the sorted form has its own backward.
-    By multiply-adds for the dot product. The other constants are where two forms took the same time on two cores of
-    a Xeon and of an EPYC in float32 (`python -m benchmarks choice`). Nothing of it was measured on a GPU: there, and in half precision,
-    a softmax is left to the kernel that torch picks.
+    By multiply-adds for the dot product. The other constants are where two forms took the same time in float32 on two
+    cores, of a Xeon and of an EPYC (`python -m benchmarks choice`). Nothing of it was measured on a GPU: there, and in
+    half precision, a softmax is left to the kernel that torch picks.
     """
     if torch.compiler.is_exporting():
         return "materialised" if pairwise == "concatenation" else FORMS[pairwise][0]
@@ -225,148 +221,6 @@ def _fused(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale
 def _widen(t: Tensor, width: int) -> Tensor:
     """With zeros at the end of the last dimension; the tensor itself where nothing is missing (F.pad would copy it)."""
     return F.pad(t, (0, width - t.shape[2])) if t.shape[2] < width else t
-
-
-class _TiledSoftmax(torch.autograd.Function):
-    """softmax(scale q k^T) v, a tile of the map at a time, computed again in backward: memory in N + M.
-
-    Where k is q itself the logits are symmetric: only the tiles on one side of the diagonal are computed, each serves
-    its mirror image too, and the gradients of a tile and of its image reach q in one product instead of two.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
-    ) -> Tensor:
-        symmetric = k is q
-        v1 = _append(v, torch.ones_like(v[..., :1]))  # so that the last column of the sums is C
-        sums = q.new_zeros(*q.shape[:2], v1.shape[2])  # of f v1 over the keys so far, with f = exp(logit - top)
-        top = q.new_full((*q.shape[:2], 1), torch.finfo(q.dtype).min)  # the largest logit so far
-
-        def add(b: int, rows: slice, columns: slice, logits: Tensor, f: Tensor) -> None:
-            larger = torch.maximum(top[b, rows], logits.amax(1, keepdim=True))
-            sums[b, rows].mul_(torch.exp(top[b, rows] - larger))
-            sums[b, rows].addmm_(_exp(torch.sub(logits, larger, out=f)), v1[b, columns])
-            top[b, rows] = larger
-
-        for b, rows, columns, logits, f, _ in _tiles(q, k, mask, scale, symmetric):
-            add(b, rows, columns, logits, f)
-            if symmetric and rows != columns:
-                add(b, columns, rows, logits.t(), f.t())
-        c = sums[..., -1:]
-        y = sums[..., :-1] / c
-        ctx.save_for_backward(q, k, v1, mask, y, top.add_(c.log()))  # type: ignore[arg-type]
-        ctx.scale, ctx.symmetric = scale, symmetric  # type: ignore[attr-defined]
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx, dy: Tensor
-    ) -> tuple[Tensor, Tensor | None, Tensor, None, None]:
-        q, k, v1, mask, y, log_c = ctx.saved_tensors  # type: ignore[attr-defined]
-        scale: float = ctx.scale  # type: ignore[attr-defined]
-        symmetric: bool = ctx.symmetric  # type: ignore[attr-defined]
-        dq = torch.zeros_like(q)
-        dk, dv = dq if symmetric else torch.zeros_like(k), torch.zeros_like(v1[..., :-1])
-        dy1 = _append(dy, -(dy * y).sum(2, keepdim=True))  # times v1: dp less its mean under p
-
-        def dlogits(b: int, rows: slice, columns: slice, logits: Tensor, p: Tensor, dp: Tensor) -> Tensor:
-            _exp(torch.sub(logits, log_c[b, rows], out=p))
-            dv[b, columns].addmm_(p.t(), dy[b, rows])
-            return torch.mm(dy1[b, rows], v1[b, columns].t(), out=dp).mul_(p)
-
-        for b, rows, columns, logits, p, dp in _tiles(q, k, mask, scale, symmetric):
-            if symmetric and rows != columns:
-                mirrored = dlogits(b, columns, rows, logits.t(), p.t(), dp.t()).t()
-                both = dlogits(b, rows, columns, logits, logits, p).add_(mirrored)
-            else:
-                both = dlogits(b, rows, columns, logits, logits, dp)
-            dq[b, rows].addmm_(both, k[b, columns])
-            dk[b, columns].addmm_(both.t(), q[b, rows])
-        dq.mul_(scale)
-        return dq, None if symmetric else dk.mul_(scale), dv, None, None
-
-
-def _tiles(
-    q: Tensor, k: Tensor, mask: Tensor | None, scale: float, symmetric: bool
-) -> Iterator[tuple[int, slice, slice, Tensor, Tensor, Tensor]]:
-    """(sample, rows, columns, their logits, two spare buffers of this shape), the buffers used again for each tile."""
-    n, m = q.shape[1], k.shape[1]
-    width = _even(m, math.isqrt(TILE))
-    height = width if symmetric else _even(n, TILE // width)
-    buffers = [q.new_empty(height * width) for _ in range(3)]
-    for b in range(len(q)):
-        for i in range(0, n, height):
-            for j in range(i if symmetric else 0, m, width):
-                rows, columns = slice(i, min(i + height, n)), slice(j, min(j + width, m))
-                shape = (rows.stop - i, columns.stop - j)
-                logits, spare, spare_2 = (buffer[: math.prod(shape)].view(shape) for buffer in buffers)
-                torch.addmm(logits, q[b, rows], k[b, columns].t(), beta=0, alpha=scale, out=logits)
-                if mask is not None:  # a sample without a valid key gets equal weights: its values are zero
-                    logits.masked_fill_(~mask[b, columns], torch.finfo(logits.dtype).min)
-                yield b, rows, columns, logits, spare, spare_2
-
-
-def _even(n: int, most: int) -> int:
-    """The length of equal parts of n, none longer than `most`."""
-    return max(-(-n // max(-(-n // most), 1)), 1)
-
-
-def _exp(logits: Tensor) -> Tensor:
-    """In place; of logits relative to the largest of their row. What is too small to count stays a normal number: one
-    denormal in a hundred makes a matrix product on a CPU a hundred times as slow."""
-    return logits.clamp_(min=2 / 3 * math.log(torch.finfo(logits.dtype).tiny)).exp_()
-
-
-def _append(t: Tensor, column: Tensor) -> Tensor:
-    return torch.cat([t, column], 2)
-
-
-class _SortedSum(torch.autograd.Function):
-    """sum_j relu(a_i + b_j) v_j, for a (B, N), b (B, M), v (B, M, V), in O((N + M) (log M + V)) time.
-
-    relu(a_i + b_j) = a_i + b_j for the j with b_j > -a_i, else 0: with b in descending order these come first, so the
-    sum is a_i G + H with prefix sums G of v and H of b v. The gradient is the same with a and b exchanged.
-    """
-
-    @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, a: Tensor, b: Tensor, v: Tensor) -> Tensor:
-        sum_v, sum_bv = _active_sums(a, b, v)
-        ctx.save_for_backward(a, b, v, sum_v)
-        return a[..., None] * sum_v + sum_bv
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        a, b, v, sum_v = ctx.saved_tensors  # type: ignore[attr-defined]
-        sum_dy, sum_ady = _active_sums(b, a, dy)
-        return (sum_v * dy).sum(-1), (sum_dy * v).sum(-1), b[..., None] * sum_dy + sum_ady
-
-
-def _active_sums(a: Tensor, b: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """For every i the sums of v_j and of b_j v_j over the j with a_i + b_j > 0: (B, N, V) each."""
-    minus_b, order = (-b).sort(dim=1)
-    m, width = v.shape[1:]
-    terms = v.new_zeros(v.shape[0], m // BLOCK * BLOCK + BLOCK, 2 * width)  # a zero first: the sum over no j
-    terms[:, 1 : m + 1, :width] = _rows(v, order)
-    terms[:, 1 : m + 1, width:] = terms[:, 1 : m + 1, :width] * -minus_b[..., None]
-    active = torch.searchsorted(minus_b, a.contiguous())  # how many b_j > -a_i
-    sum_v, sum_bv = _rows(_prefix_sums(terms), active).chunk(2, dim=2)
-    return sum_v, sum_bv
-
-
-def _prefix_sums(x: Tensor) -> Tensor:
-    """cumsum along dim 1 of (B, k BLOCK, W), by a matrix product within blocks: 2 to 4 times as fast on a CPU."""
-    sums = x.new_ones(BLOCK, BLOCK).tril() @ torch.unflatten(x, 1, (-1, BLOCK))
-    sums[:, 1:] += sums[:, :-1, -1:].cumsum(1)
-    return sums.flatten(1, 2)
-
-
-def _rows(t: Tensor, index: Tensor) -> Tensor:
-    """t (B, M, W) at the rows index (B, N): (B, N, W). What gather does as well, in several times the time."""
-    first = torch.arange(t.shape[0], device=t.device)[:, None] * t.shape[1]
-    return torch.unflatten(t.flatten(0, 1).index_select(0, (index + first).flatten()), 0, index.shape)
 
 
 def _f(pairwise: str, query: Tensor, key: Tensor, weight: Tensor | None) -> Tensor:
