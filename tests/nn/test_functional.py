@@ -309,12 +309,12 @@ def test_choose_form_never_builds_a_large_map(pairwise):
 
 @pytest.mark.parametrize("pairwise", SOFTMAX)
 def test_choose_form_of_a_softmax(pairwise):
-    """The kernel where the widths are equal or narrow, tiles where it would pad much, where the widths are large and
-    where half of them will do, the map where it is small."""
+    """The kernel where the widths are equal or narrow, tiles where it would pad much and where half of them will do, the
+    map where it is small."""
     assert functional.choose_form(pairwise, 4096, 4096, 256, 256) == "fused"
     assert functional.choose_form(pairwise, 4096, 4096, 64, 32) == "fused"
     assert functional.choose_form(pairwise, 4096, 4096, 512, 256) == "tiled"
-    assert functional.choose_form(pairwise, 4096, 4096, 512, 512) == "tiled"
+    assert functional.choose_form(pairwise, 4096, 4096, 512, 512) == "fused"
     assert functional.choose_form(pairwise, 2048, 2048, 64, 32, symmetric=True) == "tiled"
     assert functional.choose_form(pairwise, 1024, 1024, 64, 32, symmetric=True) == "materialised", "one tile, no image"
     assert functional.choose_form(pairwise, 784, 784, 512, 256) == "materialised"
@@ -323,7 +323,7 @@ def test_choose_form_of_a_softmax(pairwise):
     assert functional.choose_form(pairwise, 784, 784, 256, 256, 1, torch.zeros(1)) == "fused", "without a gradient"
     assert functional.choose_form(pairwise, 784, 784, 128, 64, 1, torch.zeros(1)) == "materialised", "would be padded"
     assert functional.choose_form(pairwise, 2048, 2048, 128, 64, 1, torch.zeros(1)) == "fused", "too large a map"
-    assert functional.choose_form(pairwise, 784, 784, 512, 256, 8, torch.zeros(1)) == "materialised", "three tiles"
+    assert functional.choose_form(pairwise, 784, 784, 512, 256, 8, torch.zeros(1)) == "materialised"
     assert functional.choose_form(pairwise, 784, 784, 512, 256, 16, torch.zeros(1)) == "tiled"
     assert functional.choose_form(pairwise, 4096, 4096, 64, 32, 1, torch.zeros(1), True) == "fused", (
         "without a gradient"

@@ -139,7 +139,7 @@ def test_the_plain_gaussian_computes_half_of_its_map(kwargs):
 @pytest.mark.parametrize("masked", [False, True])
 def test_wide_queries_of_narrow_values_are_not_padded(masked, monkeypatch):
     """The plain Gaussian of a wide input goes through its map in tiles, whose number does not change the memory."""
-    monkeypatch.setattr(functional, "TILE", 2**18)
+    monkeypatch.setattr(tiled_softmax, "TILE", 2**18)
     peaks = []
     for n in (1024, 4096):
         query, key, value = (torch.randn(1, n, width, requires_grad=True) for width in (256, 256, 16))

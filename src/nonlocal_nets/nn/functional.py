@@ -185,19 +185,21 @@ def choose_form(
     if like is not None and (like.device.type != "cpu" or like.dtype not in (torch.float32, torch.float64)):
         return "fused"
     gradient, padded = like is None or like.requires_grad, d != v  # torch's kernel pads a value narrower than the keys
-    tiled = max(d, v) > (128 if padded else 511)
+    wide = max(d, v) > (128 if padded else 511)
+    tiled = padded and wide
     if torch.compiler.is_compiling():  # it would unroll the tiles
         tiled = symmetric = False
     if symmetric and n * m > TILE and (gradient or tiled):  # with one tile there is no mirror image
         return "tiled"
-    small = 1_500_000 if padded else 0  # entries of a map that costs less than torch's kernel
     if gradient:  # which without the map takes one product of six more
-        small = (3_000_000 if padded else 700_000) + 12 * (d + v) ** 2
+        small = 3_000_000 + 18 * (d + v) ** 2 if padded else 700_000 + 12 * (d + v) ** 2
+    elif padded:
+        small = 6_000_000 if wide else 1_500_000
+    else:
+        small = 10_000_000 if wide else 0
     if batch * n * m <= small:
         return "materialised"
-    if tiled:  # the map where it is no larger than what the tiles' three buffers can take
-        return "tiled" if batch * n * m > 3 * TILE else "materialised"
-    return "fused"
+    return "tiled" if tiled else "fused"
 
 
 def multiply_adds(pairwise: str, n: int, m: int, d: int, v: int) -> int:
