@@ -309,7 +309,7 @@ def test_choose_form_never_builds_a_large_map(pairwise):
 
 @pytest.mark.parametrize("pairwise", SOFTMAX)
 def test_choose_form_of_a_softmax(pairwise):
-    """The kernel where the widths are equal or narrow, tiles where it would pad much and where half of them will do, the
+    """The kernel where widths are equal or narrow, tiles where it would pad much and where half of them will do; the
     map where it is small."""
     assert functional.choose_form(pairwise, 4096, 4096, 256, 256) == "fused"
     assert functional.choose_form(pairwise, 4096, 4096, 64, 32) == "fused"
