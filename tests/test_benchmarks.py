@@ -120,7 +120,7 @@ def test_tables_of_the_forms(name, monkeypatch):
     monkeypatch.setattr(tables, "GRID", [(2, 9, 5, 4)])
     monkeypatch.setattr(tables, "WIDTHS", (8,))
     text = tables.TABLES[name](measure.CPU, seconds=0)
-    assert len(text.splitlines()) == (2 + 6 if name == "choice" else 4)
+    assert len(text.splitlines()) == (2 + 6 + 2 if name == "choice" else 4)
     assert ("**" if name == "choice" else "flash_attention_for_cpu") in text
 
 

@@ -1,5 +1,7 @@
 """Eq. 1 as functions of tensors, against a numpy double sum of the tests' own (oracle.double_sum), in float64."""
 
+import functools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,8 +9,8 @@ from hypothesis import strategies as st
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nonlocal_nets.nn import functional
-from tests.nn.oracle import PAIRWISE, SOFTMAX, double_sum, tensors
+from nonlocal_nets.nn import functional, tiled_softmax
+from tests.nn.oracle import PAIRWISE, SOFTMAX, Memory, double_sum, tensors
 
 pytestmark = pytest.mark.oracle
 PRODUCTS = torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.addmm_  # of two dimensions, also into a given tensor
@@ -44,7 +46,7 @@ def test_reference_is_the_double_sum(pairwise, masked):
     close(functional.reference(pairwise, *args, **kwargs), double_sum(pairwise, *args, **kwargs))
 
 
-@pytest.mark.parametrize("form", ["fused", "tiled", "materialised", "reference"])
+@pytest.mark.parametrize("form", ["fused", "tiled", "rows", "materialised", "reference"])
 @pytest.mark.parametrize("pairwise", SOFTMAX)
 def test_scale_multiplies_the_logits(pairwise, form):
     args, kwargs = tensors(pairwise, masked=True)
@@ -153,23 +155,47 @@ def test_the_gradient_is_that_of_the_double_sum(pairwise, masked):
 @pytest.mark.parametrize("keys", ["others", "masked", "the queries"])
 def test_many_tiles_are_one_map(keys, scale, monkeypatch):
     """Three tiles of rows and three of columns a sample, the last of each not full, queries wider than values."""
-    monkeypatch.setattr(functional, "TILE", 64)
+    monkeypatch.setattr(tiled_softmax, "TILE", 64)
     args, kwargs = tensors("gaussian", n=19 if keys == "the queries" else 20, m=19, d=4, v=3, masked=keys == "masked")
     target = torch.randn(2, args[0].shape[1], 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    results = []
-    for form in ("tiled", "materialised"):
+    results, products = [], {}
+    for form in ("tiled", "rows", "materialised"):
         leaves = [t.clone().requires_grad_() for t in args]
         if keys == "the queries":
             del leaves[1]
-        y = functional.nonlocal_operation("gaussian", leaves[0], *leaves[-2:], **kwargs, scale=scale, form=form)
+        with MultiplyAdds() as counter:
+            y = functional.nonlocal_operation("gaussian", leaves[0], *leaves[-2:], **kwargs, scale=scale, form=form)
+        products[form] = counter.calls
         results.append([y, *torch.autograd.grad((y * target).sum(), leaves)])
-    for got, expected in zip(*results, strict=True):
-        close(got, expected)
+    # of each sample two a tile, and of the queries' own six tiles three have mirror images, for which logits are there
+    tiled = 6 + 9 if keys == "the queries" else 9 + 9
+    assert products == {"tiled": 2 * tiled, "rows": 2 * (7 + 7), "materialised": 0}
+    for got in results[:-1]:
+        for mine, expected in zip(got, results[-1], strict=True):
+            close(mine, expected)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_map_is_kept_by_rows_only_for_a_gradient(masked, monkeypatch):
+    """Then once, with a block of rows beside it; without, a block of rows is all that there is."""
+    monkeypatch.setattr(tiled_softmax, "TILE", 2**14)
+    n, m = 512, 1024
+    query, key, value = (torch.randn(1, size, 8) for size in (n, m, m))
+    mask = torch.arange(m)[None] < 900 if masked else None
+    with Memory() as memory:
+        functional.nonlocal_operation("gaussian", query, key, value, mask=mask, form="rows")
+    assert memory.largest <= 2**14 * 4
+    with Memory() as memory, torch.no_grad():
+        functional.nonlocal_operation("gaussian", query.requires_grad_(), key, value, mask=mask, form="rows")
+    assert memory.largest <= 2**14 * 4
+    with Memory() as memory:
+        functional.nonlocal_operation("gaussian", query, key, value, mask=mask, form="rows").sum().backward()
+    assert n * m * 4 == memory.largest < memory.peak < 1.25 * n * m * 4
 
 
 def test_logits_that_overflow_downwards_weigh_nothing(monkeypatch):
     """Also where they are the whole of the first tile."""
-    monkeypatch.setattr(functional, "TILE", 64)
+    monkeypatch.setattr(tiled_softmax, "TILE", 64)
     (query, key, value), _ = tensors("gaussian", n=8, m=19, d=4, v=3)
     query = query.abs() * 1e10
     key[:, :7] = -1e300
@@ -199,16 +225,16 @@ def _keep_denormals():
 
 
 @pytest.mark.usefixtures("denormals")
-@pytest.mark.parametrize("keys", ["others", "the queries"])
-def test_products_of_tiles_get_no_denormal_numbers(keys, monkeypatch):
+@pytest.mark.parametrize(("form", "keys"), [("tiled", "others"), ("tiled", "the queries"), ("rows", "others")])
+def test_products_of_tiles_get_no_denormal_numbers(form, keys, monkeypatch):
     """Which make them a hundred times as slow on a CPU. Logits a row: 0 to -120; exp(-88) to exp(-103) are denormal."""
-    monkeypatch.setattr(functional, "TILE", 1024)
+    monkeypatch.setattr(tiled_softmax, "TILE", 1024)
     x = torch.linspace(0, 120**0.5, 64)[None, :, None].requires_grad_()
     value = torch.randn(1, 64, 2, requires_grad=True)
     map_ = functional.weights("gaussian", x, x)
     assert ((map_ > 0) & (map_ < torch.finfo().tiny)).any()
     with Denormals() as counter:
-        y = functional.nonlocal_operation("gaussian", x, x if keys == "the queries" else x.clone(), value, form="tiled")
+        y = functional.nonlocal_operation("gaussian", x, x if keys == "the queries" else x.clone(), value, form=form)
         torch.autograd.grad(y.square().sum(), [x, value])
     assert counter.products > 0
     assert counter.denormals == 0
@@ -230,11 +256,12 @@ class Denormals(TorchDispatchMode):
 class MultiplyAdds(TorchDispatchMode):
     """Of every matrix product of two dimensions, also those into a given tensor."""
 
-    total = 0
+    total = calls = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func.overloadpacket in PRODUCTS:
             left, right = args[-2:]
+            self.calls += 1
             self.total += left.shape[0] * left.shape[1] * right.shape[1]
         return func(*args, **(kwargs or {}))
 
@@ -288,7 +315,7 @@ def test_sums_of_half_precision_run_in_float32():
 
 
 @pytest.mark.parametrize("pairwise", SOFTMAX)
-@pytest.mark.parametrize("form", ["fused", "tiled", "materialised"])
+@pytest.mark.parametrize("form", ["fused", "tiled", "rows", "materialised"])
 def test_large_logits_do_not_overflow(pairwise, form):
     args, _ = tensors(pairwise, dtype=torch.float32)
     y = functional.nonlocal_operation(pairwise, args[0] * 1e4, args[1] * 1e4, args[2], form=form)
@@ -309,25 +336,29 @@ def test_choose_form_never_builds_a_large_map(pairwise):
 
 @pytest.mark.parametrize("pairwise", SOFTMAX)
 def test_choose_form_of_a_softmax(pairwise):
-    """The kernel where widths are equal or narrow, tiles where it would pad much and where half of them will do; the
-    map where it is small."""
-    assert functional.choose_form(pairwise, 4096, 4096, 256, 256) == "fused"
-    assert functional.choose_form(pairwise, 4096, 4096, 64, 32) == "fused"
-    assert functional.choose_form(pairwise, 4096, 4096, 512, 256) == "tiled"
-    assert functional.choose_form(pairwise, 4096, 4096, 512, 512) == "fused"
-    assert functional.choose_form(pairwise, 2048, 2048, 64, 32, symmetric=True) == "tiled"
-    assert functional.choose_form(pairwise, 1024, 1024, 64, 32, symmetric=True) == "materialised", "one tile, no image"
-    assert functional.choose_form(pairwise, 784, 784, 512, 256) == "materialised"
-    assert functional.choose_form(pairwise, 784, 784, 512, 256, batch=32) == "tiled", "the maps of a batch add up"
-    assert functional.choose_form(pairwise, 784, 784, 256, 256) == "materialised"
-    assert functional.choose_form(pairwise, 784, 784, 256, 256, 1, torch.zeros(1)) == "fused", "without a gradient"
-    assert functional.choose_form(pairwise, 784, 784, 128, 64, 1, torch.zeros(1)) == "materialised", "would be padded"
-    assert functional.choose_form(pairwise, 2048, 2048, 128, 64, 1, torch.zeros(1)) == "fused", "too large a map"
-    assert functional.choose_form(pairwise, 784, 784, 512, 256, 8, torch.zeros(1)) == "materialised"
-    assert functional.choose_form(pairwise, 784, 784, 512, 256, 16, torch.zeros(1)) == "tiled"
-    assert functional.choose_form(pairwise, 4096, 4096, 64, 32, 1, torch.zeros(1), True) == "fused", (
-        "without a gradient"
-    )
+    """The map where it is small or, by rows, may be kept, or where torch's kernel would pad; above that, tiles where
+    that one would pad much, and where half of the map will do."""
+    choose = functools.partial(functional.choose_form, pairwise)
+    assert choose(196, 196, 64, 64) == "materialised"
+    assert choose(784, 784, 64, 32) == "rows"
+    assert choose(4096, 4096, 256, 256) == "rows"
+    assert choose(4096, 4096, 32, 32) == "fused", "narrow: torch's kernel is as fast"
+    assert choose(8192, 8192, 256, 256) == "fused", "too large a map to keep"
+    assert choose(8192, 8192, 128, 64) == "fused", "likewise"
+    assert choose(8192, 8192, 512, 256) == "tiled", "likewise, and would be padded much"
+    assert choose(784, 784, 512, 256, batch=32) == "rows"
+    assert choose(784, 784, 512, 256, batch=64) == "tiled", "the maps of a batch add up"
+    assert choose(2048, 2048, 64, 32, symmetric=True) == "tiled"
+    assert choose(1024, 1024, 64, 32, symmetric=True) == "rows", "one tile, no image"
+    without_gradient = torch.zeros(1)
+    assert choose(784, 784, 256, 256, 1, without_gradient) == "fused"
+    assert choose(784, 784, 512, 512, 1, without_gradient) == "rows"
+    assert choose(196, 196, 128, 64, 1, without_gradient) == "materialised", "would be padded"
+    assert choose(8192, 8192, 128, 64, 1, without_gradient) == "rows", "nothing is kept"
+    assert choose(16384, 16384, 128, 64, 1, without_gradient) == "fused", "rows of too many keys"
+    assert choose(16384, 16384, 512, 256, 1, without_gradient) == "tiled"
+    assert choose(4096, 4096, 512, 256, 1, without_gradient, True) == "tiled"
+    assert choose(4096, 4096, 64, 32, 1, without_gradient, True) == "rows"
     for like in (torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1, device="meta")):
         assert functional.choose_form(pairwise, 784, 784, 512, 256, 1, like) == "fused"
 

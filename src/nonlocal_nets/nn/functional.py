@@ -9,8 +9,9 @@ Shape suffixes: B batch, N query positions, M key positions, D width of queries 
 | dot_product       | q_i . k_j              | M       | "associative": q (k^T v) / M                               |
 | concatenation     | relu(w_f . [q_i, k_j]) | M       | "sorted": relu(a_i + b_j) is linear on each side of a kink |
 
-All four also have the form "materialised", which builds the map and is the faster one where the map is small. With a
-mask, sums run over the valid keys and M is their number. Sums run in float32 or wider, whatever the inputs.
+All four also have the form "materialised", which builds the map and is the faster one where the map is small; for the
+softmax functions "rows" builds it some rows at a time and keeps it for backward only. With a mask, sums run over the
+valid keys and M is their number. Sums run in float32 or wider, whatever the inputs.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -19,15 +20,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nonlocal_nets.nn.softmax_by_rows import softmax_by_rows
 from nonlocal_nets.nn.sorted_sum import sorted_sum
 from nonlocal_nets.nn.tiled_softmax import TILE, tiled_softmax
 
 FORMS = {
-    "gaussian": ("fused", "tiled", "materialised"),
-    "embedded_gaussian": ("fused", "tiled", "materialised"),
+    "gaussian": ("fused", "tiled", "rows", "materialised"),
+    "embedded_gaussian": ("fused", "tiled", "rows", "materialised"),
     "dot_product": ("associative", "materialised"),
     "concatenation": ("sorted", "materialised"),
 }
+
+KEPT = 2**25  # entries of the largest map that is kept for backward unasked: 128 MiB
 
 C_IS_A_SUM = {"gaussian": True, "embedded_gaussian": True, "dot_product": False, "concatenation": False}
 
@@ -77,6 +81,8 @@ def nonlocal_operation(
         query, key, value = wide, wide if key is query else _wide(key), _wide(value)
         if form == "tiled":
             return tiled_softmax(query, key, value, mask, scale)
+        if form == "rows":
+            return softmax_by_rows(query, key, value, mask, scale)
         if C_IS_A_SUM[pairwise]:
             return weights(pairwise, query, key, mask=mask, scale=scale) @ value
         # C is the number of keys: it divides what is smallest, instead of the map or y
@@ -173,8 +179,8 @@ def choose_form(
 
     In an export, one that holds for any n and m: sizes are symbols there, and the sorted form has its own backward.
     By multiply-adds for the dot product. The other constants are where two forms took the same time in float32 on two
-    cores, of a Xeon and of an EPYC (`python -m benchmarks choice`). Nothing of it was measured on a GPU: there, and in
-    half precision, a softmax is left to the kernel that torch picks.
+    cores of an EPYC (`python -m benchmarks choice`), for the concatenation of a Xeon too. Nothing of it was measured on
+    a GPU: there, and in half precision, a softmax is left to the kernel that torch picks.
     """
     if torch.compiler.is_exporting():
         return "materialised" if pairwise == "concatenation" else FORMS[pairwise][0]
@@ -185,21 +191,21 @@ def choose_form(
     if like is not None and (like.device.type != "cpu" or like.dtype not in (torch.float32, torch.float64)):
         return "fused"
     gradient, padded = like is None or like.requires_grad, d != v  # torch's kernel pads a value narrower than the keys
-    wide = max(d, v) > (128 if padded else 511)
-    tiled = padded and wide
-    if torch.compiler.is_compiling():  # it would unroll the tiles
-        tiled = symmetric = False
-    if symmetric and n * m > TILE and (gradient or tiled):  # with one tile there is no mirror image
+    size, wide = batch * n * m, padded and max(d, v) > 128
+    if torch.compiler.is_compiling():  # it would unroll the loops over tiles and rows
+        return "materialised" if size <= 2 * TILE else "fused"
+    if symmetric and n * m > TILE and (gradient or wide):  # with one tile there is no mirror image
         return "tiled"
-    if gradient:  # which without the map takes one product of six more
-        small = 3_000_000 + 18 * (d + v) ** 2 if padded else 700_000 + 12 * (d + v) ** 2
+    rows = n * m > TILE / 4
+    if gradient:  # with the map kept, backward takes one product of five less
+        most = KEPT if padded else min(KEPT, (d + v) * 2 ** (17 if rows else 14))
     elif padded:
-        small = 6_000_000 if wide else 1_500_000
+        most = batch * n * 2**13
     else:
-        small = 10_000_000 if wide else 0
-    if batch * n * m <= small:
-        return "materialised"
-    return "tiled" if tiled else "fused"
+        most = 10_000_000 if d > 511 else 0
+    if size <= most:
+        return "rows" if rows else "materialised"
+    return "tiled" if wide else "fused"
 
 
 def multiply_adds(pairwise: str, n: int, m: int, d: int, v: int) -> int:

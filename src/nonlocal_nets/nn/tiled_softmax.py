@@ -85,8 +85,8 @@ def _tiles(
 ) -> Iterator[tuple[int, slice, slice, Tensor, Tensor, Tensor]]:
     """(sample, rows, columns, their logits, two spare buffers of this shape), the buffers used again for each tile."""
     n, m = q.shape[1], k.shape[1]
-    width = _even(m, math.isqrt(TILE))
-    height = width if symmetric else _even(n, TILE // width)
+    width = even(m, math.isqrt(TILE))
+    height = width if symmetric else even(n, TILE // width)
     buffers = [q.new_empty(height * width) for _ in range(3)]
     for b in range(len(q)):
         for i in range(0, n, height):
@@ -100,7 +100,7 @@ def _tiles(
                 yield b, rows, columns, logits, spare, spare_2
 
 
-def _even(n: int, most: int) -> int:
+def even(n: int, most: int) -> int:
     """The length of equal parts of n, none longer than `most`."""
     return max(-(-n // max(-(-n // most), 1)), 1)
 
