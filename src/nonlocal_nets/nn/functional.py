@@ -31,7 +31,7 @@ FORMS = {
     "concatenation": ("sorted", "materialised"),
 }
 
-KEPT = 2**25  # entries of the largest map that is kept for backward unasked: 128 MiB
+KEPT = 40_000_000  # entries of the largest map that is kept for backward: 160 MB, res3 of 128 frames, pooled
 
 C_IS_A_SUM = {"gaussian": True, "embedded_gaussian": True, "dot_product": False, "concatenation": False}
 
