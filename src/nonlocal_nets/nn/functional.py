@@ -31,7 +31,7 @@ FORMS = {
     "concatenation": ("sorted", "materialised"),
 }
 
-KEPT = 40_000_000  # entries of the largest map that is kept for backward: 160 MB, res3 of 128 frames, pooled
+KEPT = 40_000_000  # entries of the largest map kept for a softmax's backward: 160 MB; 0 to save memory, not time
 
 C_IS_A_SUM = {"gaussian": True, "embedded_gaussian": True, "dot_product": False, "concatenation": False}
 
