@@ -223,7 +223,7 @@ def choice(place: Place, seconds: float = 0.5) -> str:
                 best = min(medians, key=medians.__getitem__)
                 taken = functional.choose_form(name, n, m, width, d, batch, query, symmetric)
                 cells = {form: f"{ratio(times[form], times[best]).median:.2f}" for form in forms}
-                losses.append(float(cells[taken]) - 1)
+                losses.append(round(float(cells[taken]) - 1, 2))  # of what is printed
                 cells[taken] = f"**{cells[taken]}**"
                 function = f"{name}, keys are the queries" if symmetric else name
                 rows.append([function, mode, batch, n, m, width, d, *(cells.get(form, "") for form in names)])

@@ -64,7 +64,8 @@ def test_memory_grows_linearly(pairwise, masked, autocast):
 def test_memory_grows_linearly_with_pool_and_window(pairwise, kwargs):
     small, large = (measure(pairwise, n, **kwargs) for n in (3072, 12_288))
     assert large.peak < 4.4 * small.peak
-    assert large.largest < 12_288 * 12_288
+    kept = 12_288 * 1024 * 4 if pairwise == "gaussian" and "window" in kwargs else 0  # the maps of twelve windows
+    assert large.largest <= max(kept, 3072 * 3072 - 1)
 
 
 def sdpa_of(query, key, value, masked, autocast=False):

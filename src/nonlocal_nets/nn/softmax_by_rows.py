@@ -22,7 +22,7 @@ def softmax_by_rows(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale:
 class _SoftmaxByRows(torch.autograd.Function):
     """softmax(scale q k^T) v, some rows of the map after the other, each while it is in the processor's cache.
 
-    Whole, the map would be written and read again by each of a dozen operations, which takes as long as the products.
+    Whole, the map would be written to memory and read from it again by each operation of forward and backward.
     """
 
     @staticmethod
@@ -60,8 +60,8 @@ class _SoftmaxByRows(torch.autograd.Function):
         q, k, v, p_BNM, y = ctx.saved_tensors  # type: ignore[attr-defined]
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
         # times v1: dp less its mean under p
-        dy1 = torch.cat([dy, -(dy * y).sum(2, keepdim=True)], 2)
-        v1 = torch.cat([v, torch.ones_like(v[..., :1])], 2)
+        dy1 = tiled_softmax.append(dy, -(dy * y).sum(2, keepdim=True))
+        v1 = tiled_softmax.append(v, torch.ones_like(v[..., :1]))
         row_buffer = q.new_empty(_height(q.shape[1], k.shape[1]), k.shape[1])
         for b, rows in _rows(q, k):
             p = p_BNM[b, rows]

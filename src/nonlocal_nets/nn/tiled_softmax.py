@@ -31,7 +31,7 @@ class _TiledSoftmax(torch.autograd.Function):
         ctx: torch.autograd.function.FunctionCtx, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
     ) -> Tensor:
         symmetric = k is q
-        v1 = _append(v, torch.ones_like(v[..., :1]))  # so that the last column of the sums is C
+        v1 = append(v, torch.ones_like(v[..., :1]))  # so that the last column of the sums is C
         sums = q.new_zeros(*q.shape[:2], v1.shape[2])  # of f v1 over the keys so far, with f = exp(logit - top)
         top = q.new_full((*q.shape[:2], 1), torch.finfo(q.dtype).min)  # the largest logit so far
 
@@ -61,7 +61,7 @@ class _TiledSoftmax(torch.autograd.Function):
         symmetric: bool = ctx.symmetric  # type: ignore[attr-defined]
         dq = torch.zeros_like(q)
         dk, dv = dq if symmetric else torch.zeros_like(k), torch.zeros_like(v1[..., :-1])
-        dy1 = _append(dy, -(dy * y).sum(2, keepdim=True))  # times v1: dp less its mean under p
+        dy1 = append(dy, -(dy * y).sum(2, keepdim=True))  # times v1: dp less its mean under p
 
         def dlogits(b: int, rows: slice, columns: slice, logits: Tensor, p: Tensor, dp: Tensor) -> Tensor:
             _exp(torch.sub(logits, log_c[b, rows], out=p))
@@ -111,5 +111,5 @@ def _exp(logits: Tensor) -> Tensor:
     return logits.clamp_(min=2 / 3 * math.log(torch.finfo(logits.dtype).tiny)).exp_()
 
 
-def _append(t: Tensor, column: Tensor) -> Tensor:
+def append(t: Tensor, column: Tensor) -> Tensor:
     return torch.cat([t, column], 2)
