@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv
-COMPARE := $(BIN)/python -m nonlocal_nets.compare
+COMPARE := $(BIN)/python -m nonlocal_nets.experiments.compare
 SEEDS ?= 5
 QUIET := --trainer.enable_progress_bar=false --trainer.enable_model_summary=false
 

@@ -13,7 +13,7 @@ Whatever stands in a config can be given on the command line, which wins. A run'
 resolved config, its checkpoints, its logs (TensorBoard and CSV) and its pictures.
 """
 
-from nonlocal_nets.cli import main
+from nonlocal_nets.run.cli import main
 
 if __name__ == "__main__":
     main()

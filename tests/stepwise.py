@@ -7,7 +7,7 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 
-from nonlocal_nets.callbacks import SaveOnSignal
+from nonlocal_nets.run.signals import SaveOnSignal
 
 
 class Stepwise(pl.Callback):

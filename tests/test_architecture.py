@@ -9,18 +9,13 @@ SOURCE = Path(__file__).parents[1] / "src" / "nonlocal_nets"
 ALLOWED = {
     "nn": {"nn"},
     "data": {"data"},
-    "checkpoints": {"checkpoints", "nn"},
-    "tasks": {"tasks", "nn", "checkpoints"},
-    "callbacks": {"callbacks", "nn"},
-    "cli": {"data", "tasks", "checkpoints", "callbacks", "cli_errors", "cli_help", "cli_wandb"},
-    "cli_errors": {"cli_help"},
-    "cli_help": set(),
-    "cli_wandb": set(),
-    "compare": {"cli"},
-    "sweep": {"sweep_checks", "sweep_results"},
-    "sweep_checks": set(),
-    "sweep_results": set(),
-    "__init__": {"nn"},
+    "attention": {"attention", "nn"},
+    "weights": {"weights", "nn"},
+    "tasks": {"tasks", "nn", "weights"},
+    "callbacks": {"callbacks", "nn", "attention"},
+    "run": {"run", "nn", "data", "attention", "weights", "tasks", "callbacks"},
+    "experiments": {"experiments", "run"},
+    "__init__": {"nn", "attention"},
 }
 NN_MAY_IMPORT = {"torch", "timm"}
 
@@ -59,4 +54,4 @@ def test_nn_stands_on_torch_alone(path):
 
 def test_train_imports_the_cli_only():
     tree = ast.parse((SOURCE.parents[1] / "train.py").read_text())
-    assert imported(tree) == {"nonlocal_nets.cli.main"}
+    assert imported(tree) == {"nonlocal_nets.run.cli.main"}

@@ -9,7 +9,7 @@ import torch
 import yaml
 
 import nonlocal_nets.data
-from nonlocal_nets.cli import main
+from nonlocal_nets.run.cli import main
 
 ROOT = Path(__file__).parents[1]
 OVERLAYS = {path.stem: path for path in sorted((ROOT / "configs" / "trainer").glob("*.yaml"))}
@@ -69,7 +69,7 @@ def test_there_are_configs_of_each_kind():
         "data",
         "image",
         "sequence",
-        "sweeps",  # tests/test_sweep_configs.py
+        "sweeps",  # tests/experiments/test_sweep_configs.py
         "trainer",
         "video",
     }

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nonlocal_nets.cli import main
+from nonlocal_nets.run.cli import main
 from nonlocal_nets.tasks import VideoClassification
 
 ROOT = Path(__file__).parents[1]

@@ -7,8 +7,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import yaml
 
-from nonlocal_nets.sweep_checks import engine
-from nonlocal_nets.sweep_results import history
+from nonlocal_nets.experiments.sweep_config import engine
+from nonlocal_nets.experiments.sweep_results import history
 
 PROJECT = {"id": "1", "name": "project", "entity": {"id": "2", "name": "entity"}}
 

@@ -1,10 +1,10 @@
 """Non-local neural networks (Wang et al., CVPR 2018): one N-dimensional layer, and training with it."""
 
+from nonlocal_nets.attention.rows import attention
 from nonlocal_nets.nn import (
     PAIRWISE,
     NonLocalBlock,
     Pairwise,
-    attention,
     blocks,
     functional,
     inflate,

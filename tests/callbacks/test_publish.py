@@ -1,4 +1,4 @@
-"""Pictures are shown by TensorBoard as well. (By wandb: tests/test_wandb.py.)"""
+"""Pictures are shown by TensorBoard as well. (By wandb: tests/run/test_wandb.py.)"""
 
 from types import SimpleNamespace
 

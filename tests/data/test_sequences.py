@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nonlocal_nets.callbacks import Repeatable
 from nonlocal_nets.data.sequences import SequenceDataModule, Sequences, collate
+from nonlocal_nets.run.repeatable import Repeatable
 
 LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=5)
 

@@ -1,7 +1,6 @@
 """The non-local layer and what puts it into networks. torch only: nothing here knows of data or training."""
 
 from nonlocal_nets.nn import functional
-from nonlocal_nets.nn.attend import attention
 from nonlocal_nets.nn.backbones.video import video_resnet
 from nonlocal_nets.nn.inflate import inflate, inflate_weights
 from nonlocal_nets.nn.insert import PRESETS, blocks, insert, remove
@@ -26,7 +25,6 @@ __all__ = [
     "Gaussian",
     "NonLocalBlock",
     "Pairwise",
-    "attention",
     "blocks",
     "functional",
     "inflate",

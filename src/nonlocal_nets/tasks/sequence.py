@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nonlocal_nets.checkpoints import load_weights
 from nonlocal_nets.nn.backbones.sequence import sequence_backbone
 from nonlocal_nets.tasks.base import Task, accuracies
 from nonlocal_nets.tasks.blocks import insert_blocks
 from nonlocal_nets.tasks.optimisation import Optimisation
+from nonlocal_nets.weights import load_weights
 
 Padded = tuple[Tensor, Tensor | None]  # signals (B, C, L) or tokens (B, L), and bool (B, L): what is no padding
 

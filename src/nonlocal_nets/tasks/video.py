@@ -11,13 +11,13 @@ from torchmetrics.classification import MultilabelAveragePrecision
 from torchmetrics.functional.classification import binary_average_precision
 from torchmetrics.utilities import dim_zero_cat
 
-from nonlocal_nets.checkpoints import load_weights
 from nonlocal_nets.nn import blocks as blocks_of
 from nonlocal_nets.nn.backbones.image import classifier_name
 from nonlocal_nets.nn.backbones.video import VideoResNet, video_backbone
 from nonlocal_nets.tasks.base import Task, accuracies
 from nonlocal_nets.tasks.blocks import insert_blocks
 from nonlocal_nets.tasks.optimisation import Optimisation
+from nonlocal_nets.weights import load_weights
 
 
 class MeanAveragePrecision(MultilabelAveragePrecision):

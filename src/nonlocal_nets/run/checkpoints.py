@@ -1,0 +1,95 @@
+"""The checkpoints of a run: written whole or not at all, the last one always, and which of them to take."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.plugins import TorchCheckpointIO
+from pytorch_lightning.callbacks import ModelCheckpoint
+
+from nonlocal_nets.weights import read
+
+PART = ".part"  # ending of a file that is being written
+
+
+class CheckpointWriteError(OSError):
+    """A checkpoint could not be written; the one before is whole. The message names the file, in one line."""
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Writes beside the old file, to the disk, and then puts the new one in its place.
+
+    Whenever the process is killed, or the disk full, a checkpoint of that name is the old one or the new one. Lightning
+    2.6 writes in the folder for temporary files and copies from there.
+    """
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(path.name + PART)
+        try:
+            with part.open("wb") as file:
+                torch.save(checkpoint, file)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except (OSError, RuntimeError) as error:  # RuntimeError: torch's, when its writer cannot finish
+            part.unlink(missing_ok=True)
+            reason = getattr(error.__context__ or error, "strerror", None) or str(error).partition("\n")[0]
+            kept = f"; the one before, {path}, is whole" if path.is_file() else ""
+            raise CheckpointWriteError(f"cannot write the checkpoint {path}: {reason}{kept}") from error
+
+
+def newest(folder: Path) -> tuple[Path | None, list[str]]:
+    """The checkpoint of a folder that was written last and can be read, and why later ones cannot."""
+    torn = []
+    for path in sorted(
+        folder.glob("*.ckpt"), key=lambda p: (p.stat().st_mtime_ns, p.name == "last.ckpt"), reverse=True
+    ):
+        try:
+            read(path)
+        except ValueError as error:
+            torn.append(str(error))
+        else:
+            return path, torn
+    return None, torn
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """Writes last.ckpt as often as the user wants checkpoints, by default every epoch, good or bad, and at the end.
+
+    Lightning 2.6's `save_last` writes it only together with a new best one, from which a run would then go on.
+
+    Args:
+        words: arguments of the run's ModelCheckpoint.
+    """
+
+    def __init__(self, words: Any) -> None:
+        often = {name: words[name] for name in ("every_n_train_steps", "train_time_interval", "every_n_epochs")}
+        # at the end of an epoch: where only some are validated, Lightning would save after these
+        super().__init__(filename="last", enable_version_counter=False, save_on_train_epoch_end=True, **often)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The end of a run is often between two intervals."""
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+    def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
+        """Not told to the loggers: wandb's would make it the artifact of the best one."""
+        trainer.save_checkpoint(filepath, self.save_weights_only)
+        self._last_global_step_saved = trainer.global_step
+        self._last_checkpoint_saved = filepath
+
+
+def best_checkpoint(last: Path) -> Path:
+    """The best checkpoint that a run's last one tells of; a ValueError where it does not."""
+    if not last.is_file():
+        raise ValueError(f"no last checkpoint in {last.parent}")
+    read(last)  # says why, if it is none
+    states = torch.load(last, map_location="cpu", weights_only=True)["callbacks"]
+    paths = [Path(state["best_model_path"]) for state in states.values() if state.get("best_model_score") is not None]
+    if not paths:
+        raise ValueError(f"{last} tells of no best checkpoint: nothing was monitored")
+    return paths[0] if paths[0].is_file() else last.with_name(paths[0].name)  # the run's folder may have moved

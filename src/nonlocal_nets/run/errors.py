@@ -1,0 +1,143 @@
+"""One readable line for what is wrong in a command, where jsonargparse prints its usage and a tree of reasons."""
+
+import argparse
+import difflib
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from pytorch_lightning.cli import LightningArgumentParser
+
+from nonlocal_nets.run.help import Help
+
+# Arguments of the model that only the data can know: linked, so that jsonargparse would drop what a user sets.
+FROM_DATA = ("num_classes", "input_size")
+
+# What a line of a message becomes: nothing where it says nothing to a user.
+REWRITE = [
+    (r"(Does not validate against any|Subtypes:|Errors:|Given value).*", ""),
+    (r"Expected (a )?<class '[\w.]+'>", ""),  # one of several types: said once, below
+    (r'Parser key "(.*)":', r"\1"),
+    (r"Problem with given class_path '(?:\w+\.)*(\w+)':", r"\1"),
+    (r"Expected a <class '(\w+)'>\. Got value: (.*)", r"expected \1, got \2"),
+    (r"Expected a dot import path string: (.*)", r"no class \1"),
+    (r"Expected a path but \S+ either not accessible or invalid", ""),
+]
+
+
+def debug() -> bool:
+    """Whether the user asked for tracebacks, by JSONARGPARSE_DEBUG."""
+    return os.environ.get("JSONARGPARSE_DEBUG", "").lower() not in ("", "0", "false", "no")
+
+
+def fail(message: str) -> NoReturn:
+    """End with exit code 2 and the message on one line of stderr."""
+    sys.stderr.write(f"{Path(sys.argv[0]).name or 'train.py'}: error: {' '.join(message.split())}\n")
+    raise SystemExit(2)
+
+
+def readable(message: str, options: Iterable[str] = ()) -> str:
+    """The line of a message that says what is wrong, with the nearest names where one is not known.
+
+    Args:
+        message: what jsonargparse, or a constructor that it called, says: a tree of indented lines.
+        options: the words that the command accepts, such as "--trainer.max_epochs".
+    """
+    parts = []
+    for line in message.splitlines():
+        text = line.strip().removeprefix("- ")
+        for pattern, replacement in REWRITE:
+            text = re.sub(f"^{pattern}$", replacement, text)
+        if text and text not in parts:
+            parts.append(text)
+    text = ": ".join(parts)
+    types = dict.fromkeys(re.findall(r"- Expected (?:a )?<class '(\w+)'>$", message, re.M))
+    if types.keys() - {"NoneType"}:
+        accepted = " or ".join("null" if name == "NoneType" else name for name in types)
+        given = re.search(r"Given value: (.*)", message)
+        text += f": expected {accepted}, got {given[1] if given else 'something else'}"
+    if unknown := re.search(r"Option '(\w+)' is not accepted", text):
+        paths = re.findall(r"class_path '([\w.]+)'", message)
+        return text.replace(unknown[0], f"no argument {unknown[1]!r}") + _nearest(unknown[1], _arguments(paths))
+    if unknown := re.search(r"Unrecognized arguments: (--[\w.]+)", text):
+        return f"no argument {unknown[1]}" + _nearest(unknown[1], options)
+    if unknown := re.search(r"does not accept option '([\w.]+)'", text):
+        return f"no key {unknown[1]!r}" + _nearest(f"--{unknown[1]}", options)
+    return text
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    return f"; nearest: {', '.join(near)}" if near else ""
+
+
+def _arguments(class_paths: list[str]) -> list[str]:
+    """The arguments of the class that a message names last."""
+    if not class_paths:
+        return []
+    module, _, name = class_paths[-1].rpartition(".")
+    return list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+
+
+class Parser(LightningArgumentParser):
+    """A parser with a help to read, that ends with one line and exit code 2; JSONARGPARSE_DEBUG=1 shows all of it."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"formatter_class": Help} | kwargs)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if debug() or not self.exit_on_error:
+            super().error(message, ex)
+        parser: argparse.ArgumentParser = getattr(ex, "subcommand_parser", None) or self
+        fail(readable(message, parser._option_string_actions))
+
+
+@contextmanager
+def one_line_for(*errors: type[Exception]) -> Iterator[None]:
+    """Turns these errors into one line and exit code 2, unless the user asked for tracebacks."""
+    try:
+        yield
+    except errors as error:
+        if debug():
+            raise
+        message = str(error)
+        if "Original Traceback" in message:  # a worker's: the traceback, and last "path.of.TheError: what it says"
+            message = message.splitlines()[-1].partition(": ")[2]
+        fail(readable(message))
+
+
+def check_words(words: list[str]) -> None:
+    """Refuse what the parser passes over or says less well: configs that are not there or do not parse, linked values.
+
+    The message names file, line and column of what does not parse.
+    """
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        option, _, given = word.partition("=")
+        name = option.removeprefix("--model.").removeprefix("init_args.")
+        if option.startswith("--model.") and name in FROM_DATA:
+            fail(f"{option} comes from the data and cannot be set")
+        if option in ("--config", "-c"):
+            _check_config(Path(given or following))
+
+
+def _check_config(path: Path) -> None:
+    if not path.is_file():
+        fail(f"no config file {str(path)!r}")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark: Any = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
+        fail(f"{where}: {getattr(error, 'problem', None) or error}")
+    model = content.get("model") if isinstance(content, dict) else None
+    arguments = model.get("init_args") if isinstance(model, dict) else None
+    for name in FROM_DATA:
+        if isinstance(arguments, dict) and name in arguments:
+            fail(f"{path}: model.init_args.{name} comes from the data and cannot be set")

@@ -1,0 +1,79 @@
+"""Checkpoints that are whole or not there. (Killed runs: tests/run/test_survival.py.)"""
+
+import os
+import resource
+
+import pytest
+import torch
+
+from nonlocal_nets.run.checkpoints import CheckpointWriteError, WholeCheckpoints, newest
+
+
+@pytest.fixture
+def full_disk():
+    """A limit on the size of a file: a write that fails, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_checkpoint_is_read_back(tmp_path):
+    path = tmp_path / "new" / "last.ckpt"
+    WholeCheckpoints().save_checkpoint({"state_dict": {"w": torch.arange(3)}, "epoch": 2}, path)
+    assert torch.load(path, weights_only=True)["state_dict"]["w"].tolist() == [0, 1, 2]
+    assert os.listdir(path.parent) == ["last.ckpt"]
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_full_disk_is_an_error_and_leaves_the_one_before(tmp_path, before, full_disk):
+    path = tmp_path / "last.ckpt"
+    if before:
+        WholeCheckpoints().save_checkpoint({"state_dict": {"w": torch.ones(2)}}, path)
+    with pytest.raises(CheckpointWriteError) as error:
+        WholeCheckpoints().save_checkpoint({"state_dict": {"w": torch.zeros(100_000)}}, path)
+    assert str(error.value).startswith(f"cannot write the checkpoint {path}: File too large")
+    assert ("the one before" in str(error.value)) == before
+    assert os.listdir(tmp_path) == ["last.ckpt"] * before
+    if before:
+        assert torch.load(path, weights_only=True)["state_dict"]["w"].tolist() == [1, 1]
+
+
+def test_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
+    path = tmp_path / "last.ckpt"
+
+    def refuse(_name, _target):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.replace", refuse)  # root may write anywhere
+    with pytest.raises(CheckpointWriteError, match=r"cannot write the checkpoint .*last.ckpt: Permission denied"):
+        WholeCheckpoints().save_checkpoint({"state_dict": {}}, path)
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_newest_that_can_be_read(tmp_path):
+    names = ["best.ckpt", "torn.ckpt", "last.ckpt"]
+    for second, name in enumerate(names):
+        torch.save({"state_dict": {"w": torch.ones(1)}}, tmp_path / name)
+        os.utime(tmp_path / name, (second, second))
+    assert newest(tmp_path) == (tmp_path / "last.ckpt", [])
+    for name, second in (("last.ckpt", 2), ("torn.ckpt", 1)):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(whole[: len(whole) // 2])
+        os.utime(tmp_path / name, (second, second))
+    (tmp_path / "new.ckpt.part").write_bytes(b"being written")
+    path, torn = newest(tmp_path)
+    assert path == tmp_path / "best.ckpt"
+    assert [line.split("'")[1] for line in torn] == [str(tmp_path / "last.ckpt"), str(tmp_path / "torn.ckpt")]
+
+
+def test_of_two_of_the_same_time_it_is_the_last(tmp_path):
+    for name in ("last.ckpt", "epoch=3.ckpt", "z.ckpt"):
+        torch.save({"state_dict": {}}, tmp_path / name)
+        os.utime(tmp_path / name, (5, 5))
+    assert newest(tmp_path)[0] == tmp_path / "last.ckpt"
+
+
+def test_none_in_an_empty_folder_or_one_that_is_not_there(tmp_path):
+    assert newest(tmp_path) == (None, [])
+    assert newest(tmp_path / "nowhere") == (None, [])

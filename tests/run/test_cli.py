@@ -1,0 +1,149 @@
+"""What a user of train.py relies on: where a run's files are, that the command line wins, that a run repeats itself."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from nonlocal_nets.run.checkpoints import LastCheckpoint
+from nonlocal_nets.run.cli import main
+
+TRAIN = Path(__file__).parents[2] / "train.py"
+CONFIG = str(TRAIN.parent / "configs" / "image" / "cued_digits.yaml")
+SMALL = [
+    "--data.batch_size=4",
+    "--trainer.limit_train_batches=3",
+    "--trainer.limit_val_batches=1",
+    "--trainer.limit_test_batches=1",
+    "--trainer.max_epochs=1",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+]
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+
+
+def fit(*words: str):
+    return main(["fit", "--config", CONFIG, *SMALL, *words])
+
+
+def last(cli) -> dict:
+    return torch.load(cli.run_folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+def test_train_alone_prints_the_manual(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["train.py"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(TRAIN), run_name="__main__")
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.count("python train.py ") >= 3
+
+
+def test_a_run_leaves_everything_in_its_folder(capsys):
+    cli = fit("--id=first", "--model.lr=0.01")
+    folder = Path("runs/cued_digits/first")
+    assert cli.run_folder == folder
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
+    assert list(folder.glob("events.out.tfevents*"))
+    assert "train/loss_epoch" in (folder / "csv" / "version_0" / "metrics.csv").read_text().splitlines()[0]
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert (config["project"], config["id"], config["model"]["init_args"]["lr"]) == ("cued_digits", "first", 0.01)
+    assert [path.name for path in Path().iterdir()] == ["runs"]
+
+    tested = main(["test", "--config", str(folder / "config.yaml"), "--ckpt_path=last"])
+    assert "test/accuracy" in tested.trainer.callback_metrics
+    assert (folder / "attention.png").stat().st_size > 10_000
+    assert (folder / "csv" / "version_0" / "metrics.csv").is_file(), "the test leaves the rows of training alone"
+
+
+def test_the_saved_config_repeats_the_run_bit_for_bit():
+    first = fit("--id=first", "--seed_everything=3", "--model.pairwise=dot_product")
+    again = main(["fit", "--config", str(first.run_folder / "config.yaml"), "--id=again"])
+    ours, theirs = last(first)["state_dict"], last(again)["state_dict"]
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    other = fit("--id=other", "--seed_everything=4", "--model.pairwise=dot_product")
+    assert not torch.equal(ours["network.fc.weight"], last(other)["state_dict"]["network.fc.weight"])
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # it should, on a resume
+def test_ckpt_path_last_goes_on_where_the_run_stopped():
+    whole = fit("--id=whole", "--trainer.max_epochs=2")
+    half = fit("--id=half", "--trainer.max_epochs=2", "--trainer.max_steps=3")
+    assert last(half)["global_step"] == 3
+    resumed = fit("--id=half", "--trainer.max_epochs=2", "--ckpt_path=last")
+    assert last(resumed)["global_step"] == last(whole)["global_step"] == 6
+
+
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # another run's checkpoint
+def test_the_command_line_beats_the_checkpoint():
+    first = fit("--id=first", "--model.lr=0.01")
+    checkpoint = str(first.run_folder / "checkpoints" / "last.ckpt")
+    cli = fit("--id=second", "--model.lr=0.02", "--trainer.max_epochs=2", f"--ckpt_path={checkpoint}")
+    assert cli.model.optimisation.lr == 0.02, "the guard against Lightning's _parse_ckpt_path"
+
+
+def test_the_number_of_classes_comes_from_the_data():
+    assert fit("--id=first").model.network.fc.out_features == 2
+
+
+def test_without_blocks_and_with(caplog):
+    bare, blocked = fit("--id=bare", "--model.blocks=none"), fit("--id=blocked")
+    bare_names, names = set(last(bare)["state_dict"]), set(last(blocked)["state_dict"])
+    assert bare_names < names
+    assert {name.split(".")[4] for name in names - bare_names} == {"theta", "phi", "g", "out", "norm"}
+
+
+def test_id_defaults_to_the_slurm_job(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "1234")
+    assert fit().run_folder == Path("runs/cued_digits/1234")
+
+
+def test_id_defaults_to_the_time():
+    assert re.fullmatch(r"\d{8}-\d{6}", fit().run_folder.name)
+
+
+def test_blocks_as_counts_on_the_command_line():
+    words = ("--model.backbone=resnet10t", "--model.blocks={layer1: 1, layer2: 1}", "--model.window=[2, null]")
+    cli = fit("--id=counts", *words)
+    assert sum(".theta.weight" in name for name in last(cli)["state_dict"]) == 2
+
+
+def test_last_is_the_last_though_it_is_not_the_best():
+    """Lightning 2.6 writes its last.ckpt only together with a new best one: a run would go on from there."""
+    cli = fit("--id=worse", "--trainer.max_epochs=3", "--checkpoint.monitor=epoch", "--checkpoint.mode=min")
+    checkpoints = cli.run_folder / "checkpoints"
+    assert {path.name for path in checkpoints.iterdir()} == {"last.ckpt", "epoch=0-step=3.ckpt"}
+    assert last(cli)["global_step"] == 9
+
+
+def test_best_is_that_of_the_run_and_tests_its_weights():
+    first = fit("--id=worse", "--trainer.max_epochs=2", "--checkpoint.monitor=epoch", "--checkpoint.mode=min")
+    config = str(first.run_folder / "config.yaml")
+    figures = {
+        given: main(["test", "--config", config, f"--ckpt_path={given}"]).model.network.fc.weight.clone()
+        for given in ("best", "last", str(first.run_folder / "checkpoints" / "epoch=0-step=3.ckpt"))
+    }
+    best, newest, named = figures.values()
+    assert torch.equal(best, named)
+    assert not torch.equal(best, newest)
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_last_is_written_at_the_end_of_an_epoch_that_is_not_validated():
+    assert last(fit("--trainer.check_val_every_n_epoch=2"))["global_step"] == 3
+
+
+def test_last_is_written_as_often_as_the_user_wants_checkpoints_and_at_the_end(monkeypatch):
+    words = "--checkpoint.every_n_train_steps=2", "--checkpoint.monitor=step"
+    assert last(fit("--id=whole", *words))["global_step"] == 3, "all of the 3 steps"
+    monkeypatch.setattr(LastCheckpoint, "on_train_end", lambda *_: None)  # as where the run was killed before its end
+    assert last(fit("--id=often", *words))["global_step"] == 2

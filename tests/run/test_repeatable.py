@@ -1,0 +1,59 @@
+"""What is drawn in a training step. (That a killed run goes on bit for bit: tests/run/test_resume.py.)"""
+
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from nonlocal_nets.data.order import TrainingOrder
+from nonlocal_nets.run.repeatable import Repeatable
+
+
+@pytest.fixture(autouse=True)
+def states():
+    """Leave the random states as they were."""
+    python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    yield
+    random.setstate(python)
+    np.random.set_state(numpy)  # noqa: NPY002
+    torch.set_rng_state(torch_state)
+
+
+def draw(epoch, batch, rank=0):
+    trainer = SimpleNamespace(current_epoch=epoch, global_rank=rank)
+    Repeatable().on_train_batch_start(trainer, None, None, batch)
+    return torch.rand(1).item(), np.random.rand(), random.random()  # noqa: NPY002
+
+
+def test_a_step_draws_by_seed_process_epoch_and_batch(monkeypatch):
+    first = draw(2, 3)
+    draws = [first, draw(2, 4), draw(3, 3), draw(2, 3, rank=1)]
+    assert draw(2, 3) == first
+    monkeypatch.setenv("PL_GLOBAL_SEED", "7")
+    draws.append(draw(2, 3))
+    for numbers in zip(*draws, strict=True):
+        assert len(set(numbers)) == len(draws)
+
+
+@pytest.mark.parametrize(
+    ("epoch", "batches", "skipped"),
+    [(1, 2, 6), (0, 2, 0), (1, 4, 0)],
+    ids=["the middle of this epoch", "another epoch", "the end of this one"],
+)
+def test_the_run_goes_on_after_the_last_batch(epoch, batches, skipped):
+    sampler = TrainingOrder(range(12), 3)
+    loader = DataLoader(range(12), batch_size=3, sampler=sampler)
+    callback = Repeatable()
+    callback.load_state_dict({"epoch": epoch, "batches": batches, "total": 4 * epoch + batches})
+    trainer = SimpleNamespace(current_epoch=1, num_training_batches=4, train_dataloader=loader)
+    callback.on_train_start(trainer, None)
+    assert sampler.skip == skipped
+
+
+def test_a_checkpoint_tells_how_far_the_epoch_was():
+    callback = Repeatable()
+    callback.on_train_batch_start(SimpleNamespace(current_epoch=4, global_rank=0), None, None, 6)
+    assert callback.state_dict() == {"epoch": 4, "batches": 7, "total": 1}

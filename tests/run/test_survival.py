@@ -1,0 +1,260 @@
+"""Runs that are told to end, or killed, whenever it may be, and go on: the weights are those of a run left in peace."""
+
+import os
+import signal
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from nonlocal_nets.run import cli
+from nonlocal_nets.run.cli import main
+
+CONFIG = str(Path(__file__).parents[2] / "configs" / "image" / "cued_digits.yaml")
+WORDS = [
+    "fit",
+    "--config",
+    CONFIG,
+    "--data.batch_size=4",
+    "--data.train_samples=24",
+    "--model.mixup=0.3",
+    "--trainer.max_epochs=2",
+    "--trainer.limit_val_batches=1",
+    "--trainer.log_every_n_steps=1",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
+]
+FOLDER = Path("runs/cued_digits")
+# 20 children of a process that has imported everything, each killed at a random moment; the disk is slow.
+KILLED_OFTEN = """
+import os, random, signal, sys, time
+import torch
+from nonlocal_nets.run import cli
+from nonlocal_nets.run import checkpoints
+
+torch.set_num_threads(1)
+save = torch.save
+
+def slowly(checkpoint, file):
+    save(checkpoint, file)
+    whole = file.tell()
+    file.truncate(whole // 2)
+    file.flush()
+    time.sleep(0.2)  # half of it is on the disk
+    file.seek(0)
+    save(checkpoint, file)
+
+import timm.data.mixup  # as mixup does, at once
+
+part = "runs/cued_digits/killed/checkpoints/last.ckpt.part"
+random.seed(0)
+torn = 0
+for attempt in range(20):
+    if os.path.exists(part):
+        os.remove(part)
+    child = os.fork()
+    if child == 0:
+        checkpoints.torch.save = slowly
+        cli.main(sys.argv[1:])
+        os._exit(1)
+    while not os.path.exists(part):  # it begins to train
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "it ended"
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 2))
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    torn += os.path.exists(part)
+print("torn", torn)
+"""
+
+
+@pytest.fixture(autouse=True)
+def in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    yield
+    assert {number: signal.getsignal(number) for number in handlers} == handlers, "a run restores them"
+
+
+def differences(one, other):
+    return [name for name, value in one.items() if not torch.equal(value, other[name])]
+
+
+def weights(run):
+    return torch.load(FOLDER / run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+class Signal(pl.Callback):
+    """Sends this process a signal in the middle of a step."""
+
+    number, step = signal.SIGTERM, 8
+
+    def on_before_zero_grad(self, trainer, module, optimizer):
+        if trainer.global_step == self.step:
+            os.kill(os.getpid(), self.number)
+
+
+@pytest.fixture
+def scontrol(tmp_path, monkeypatch):
+    """A stand-in that writes down its arguments, and shows a job (a real one: tests/run/test_slurm.py)."""
+    command = tmp_path / "bin" / "scontrol"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\n[ $1 = requeue ] || echo "$SHOWN"\n')
+    command.chmod(command.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv("PATH", f"{command.parent}:{os.environ['PATH']}")
+    return tmp_path / "asked"
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")  # exactly
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # it should, on a resume
+@pytest.mark.parametrize(
+    ("number", "shown", "expected"),
+    [
+        (signal.SIGUSR1, "", ["requeue 12"]),
+        (signal.SIGTERM, "JobState=CANCELLED PreemptTime=None", ["show job 12"]),  # scancel
+        (signal.SIGTERM, "JobState=RUNNING PreemptTime=2026-11-23T04:12:58", ["show job 12", "requeue 12"]),
+    ],
+    ids=["time-limit", "cancelled", "pre-empted"],
+)
+def test_told_to_end_it_saves_after_the_step_and_goes_on_bit_for_bit(number, shown, expected, monkeypatch, scontrol):
+    main([*WORDS, "--id=whole"])
+    monkeypatch.setenv("SHOWN", shown)
+    monkeypatch.setattr(Signal, "number", number)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_JOB_NAME", "bash")  # interactive to Lightning, which else wants SLURM's tasks
+    with pytest.raises(SystemExit) as stop:
+        main([*WORDS, "--id=told", "--trainer.callbacks+=tests.run.test_survival.Signal"])
+    assert stop.value.code == 128 + number
+    saved = torch.load(FOLDER / "told" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 9, "the step in progress is finished; 6 are an epoch"
+    assert scontrol.read_text().splitlines() == expected
+    main([*WORDS, "--id=told", "--ckpt_path=last"])
+    assert differences(weights("whole"), weights("told")) == []
+
+
+def test_told_to_end_by_wandbs_agent_it_has_not_failed(monkeypatch):
+    """The agent takes any code but 0 for a failure, and ends after five."""
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep1")
+    with pytest.raises(SystemExit) as stop:
+        main([*WORDS, "--id=told", "--trainer.callbacks+=tests.run.test_survival.Signal"])
+    assert stop.value.code == 0
+    assert (FOLDER / "told" / "checkpoints" / "last.ckpt").is_file()
+
+
+@pytest.mark.parametrize("often", ["every_n_train_steps=5", "train_time_interval=01:00:00", "every_n_epochs=5"])
+def test_the_last_checkpoint_of_a_whole_run_is_its_end(often):
+    cli = main([*WORDS, "--id=whole", f"--checkpoint.{often}"])
+    saved = torch.load(FOLDER / "whole" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == cli.trainer.global_step == 12
+    assert differences(saved["state_dict"], cli.model.state_dict()) == []
+
+
+class StopError(Exception):
+    """As if the process had been killed."""
+
+
+class StopsAfterFourBatches(pl.Callback):
+    def __init__(self):
+        self.left = 5
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        self.left -= 1
+        if not self.left:
+            raise StopError
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        pytest.param(["--trainer.max_steps=11"], marks=pytest.mark.slow),
+        pytest.param(["--trainer.accumulate_grad_batches=2"], marks=pytest.mark.slow),
+        pytest.param(["--trainer.val_check_interval=0.5"], marks=pytest.mark.slow),
+    ],
+)
+def test_interrupted_again_and_again(more):
+    words = [*WORDS, "--checkpoint.every_n_train_steps=1", *more]
+    whole = main([*words, "--id=whole"])
+    starts, ended = 0, None
+    while ended is None:
+        starts += 1
+        try:
+            stop = "--trainer.callbacks+=tests.run.test_survival.StopsAfterFourBatches"
+            ended = main([*words, "--id=stopped", "--ckpt_path=last", stop])
+        except StopError:
+            pass
+    assert starts in (3, 4)
+    assert ended.trainer.global_step == whole.trainer.global_step
+    assert differences(weights("whole"), weights("stopped")) == []
+
+
+@pytest.mark.filterwarnings("ignore:.*is not a checkpoint.*the one before it is taken")
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_a_torn_last_checkpoint_is_passed_over(capsys, caplog):
+    main([*WORDS, "--id=whole"])
+    folder = FOLDER / "whole" / "checkpoints"
+    expected = weights("whole")
+    last = folder / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    cli_again = main([*WORDS, "--id=whole", "--ckpt_path=last"])
+    (best,) = folder.glob("epoch=*.ckpt")
+    assert f"--ckpt_path=last: {best}" in caplog.text
+    assert cli_again.trainer.global_step == 12
+    assert differences(expected, weights("whole")) == []
+
+
+def test_the_first_start_with_last_begins(caplog):
+    main([*WORDS, "--id=new", "--ckpt_path=last", "--trainer.max_epochs=1"])
+    assert "none in runs/cued_digits/new/checkpoints yet, the run starts" in caplog.text
+
+
+def test_a_full_disk_ends_the_run_with_one_line(monkeypatch, capsys):
+    def full(_file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("nonlocal_nets.run.checkpoints.os.fsync", full)
+    with pytest.raises(SystemExit) as stop:
+        main([*WORDS, "--id=full"])
+    assert stop.value.code == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "error: cannot write the checkpoint" in line
+    assert "No space left on device" in line
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_killed_twenty_times_at_any_moment_also_while_it_writes(tmp_path):
+    words = [*WORDS, "--checkpoint.every_n_train_steps=1", "--trainer.max_epochs=20"]
+    main([*words, "--id=whole"])
+    command = [sys.executable, "-c", KILLED_OFTEN, *words, "--id=killed", "--ckpt_path=last"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout.split()[-1]) > 0, "some were killed while they wrote"
+    main([*words, "--id=killed", "--ckpt_path=last"])
+    assert differences(weights("whole"), weights("killed")) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"WANDB_RUN_ID": "sweep", "SLURM_JOB_ID": "3"}, "sweep"),
+        ({"SLURM_JOB_ID": "3"}, "3"),
+        ({"LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "job", cli.RUN_ID: "parent"}, "job"),
+        ({"LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "none", cli.RUN_ID: "parent"}, "parent"),
+        ({cli.RUN_ID: "an earlier run of this process"}, None),
+    ],
+)
+def test_all_processes_of_a_run_find_the_same_id(monkeypatch, given, expected):
+    for name in ("WANDB_RUN_ID", "SLURM_JOB_ID", "LOCAL_RANK", "TORCHELASTIC_RUN_ID", cli.RUN_ID):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert cli.shared_id() == expected
