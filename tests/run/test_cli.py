@@ -48,7 +48,7 @@ def test_train_alone_prints_the_manual(monkeypatch, capsys):
 
 
 def test_a_run_leaves_everything_in_its_folder(capsys):
-    cli = fit("--id=first", "--model.lr=0.01")
+    cli = fit("--id=first", "--model.optimizer.lr=0.01")
     folder = Path("runs/cued_digits/first")
     assert cli.run_folder == folder
     assert (folder / "checkpoints" / "last.ckpt").is_file()
@@ -65,12 +65,12 @@ def test_a_run_leaves_everything_in_its_folder(capsys):
 
 
 def test_the_saved_config_repeats_the_run_bit_for_bit():
-    first = fit("--id=first", "--seed_everything=3", "--model.pairwise=dot_product")
+    first = fit("--id=first", "--seed_everything=3", "--model.blocks.pairwise=dot_product")
     again = main(["fit", "--config", str(first.run_folder / "config.yaml"), "--id=again"])
     ours, theirs = last(first)["state_dict"], last(again)["state_dict"]
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    other = fit("--id=other", "--seed_everything=4", "--model.pairwise=dot_product")
+    other = fit("--id=other", "--seed_everything=4", "--model.blocks.pairwise=dot_product")
     assert not torch.equal(ours["network.fc.weight"], last(other)["state_dict"]["network.fc.weight"])
 
 
@@ -85,9 +85,9 @@ def test_ckpt_path_last_goes_on_where_the_run_stopped():
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # another run's checkpoint
 def test_the_command_line_beats_the_checkpoint():
-    first = fit("--id=first", "--model.lr=0.01")
+    first = fit("--id=first", "--model.optimizer.lr=0.01")
     checkpoint = str(first.run_folder / "checkpoints" / "last.ckpt")
-    cli = fit("--id=second", "--model.lr=0.02", "--trainer.max_epochs=2", f"--ckpt_path={checkpoint}")
+    cli = fit("--id=second", "--model.optimizer.lr=0.02", "--trainer.max_epochs=2", f"--ckpt_path={checkpoint}")
     assert cli.model.optimisation.lr == 0.02, "the guard against Lightning's _parse_ckpt_path"
 
 
@@ -96,7 +96,7 @@ def test_the_number_of_classes_comes_from_the_data():
 
 
 def test_without_blocks_and_with(caplog):
-    bare, blocked = fit("--id=bare", "--model.blocks=none"), fit("--id=blocked")
+    bare, blocked = fit("--id=bare", "--model.blocks.at=none"), fit("--id=blocked")
     bare_names, names = set(last(bare)["state_dict"]), set(last(blocked)["state_dict"])
     assert bare_names < names
     assert {name.split(".")[4] for name in names - bare_names} == {"theta", "phi", "g", "out", "norm"}
@@ -112,8 +112,12 @@ def test_id_defaults_to_the_time():
 
 
 def test_blocks_as_counts_on_the_command_line():
-    words = ("--model.backbone=resnet10t", "--model.blocks={layer1: 1, layer2: 1}", "--model.window=[2, null]")
-    cli = fit("--id=counts", *words)
+    words = (
+        "--model.backbone=resnet10t",
+        "--model.blocks.at={layer1: 1, layer2: 1}",
+        "--model.blocks.window=[2, null]",
+    )
+    cli = fit("--id=counts", *words, "--model.blocks.window=[2, null]")
     assert sum(".theta.weight" in name for name in last(cli)["state_dict"]) == 2
 
 

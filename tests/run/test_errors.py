@@ -18,19 +18,19 @@ WORDS = {
     "--model.pairwize=x": "model: ImageClassification: no argument 'pairwize'; nearest: pairwise",
     "--modle.lr=1": "no argument --modle.lr; nearest: --model",
     "--trainer.max_epocs=3": "no argument --trainer.max_epocs; nearest: --trainer.max_epochs",
-    "--model.lr=abc": "model: ImageClassification: lr: expected float, got abc",
-    "--model.pool=x": "model: ImageClassification: pool: expected null or list or int, got x",
+    "--model.optimizer.lr=abc": "model: ImageClassification: lr: expected float, got abc",
+    "--model.blocks.pool=x": "model: ImageClassification: pool: expected null or list or int, got x",
     "--trainer.max_epochs=a": "trainer.max_epochs: expected null or int, got a",
-    "--model.lr=-1": "lr must not be negative, got -1.0",
+    "--model.optimizer.lr=-1": "lr must not be negative, got -1.0",
     "--data.batch_size=0": "batch_size must be at least 1, got 0",
     "--data=Nope": "data: no class Nope",
-    "--model.pairwise=cosine": "pairwise must be one of gaussian, embedded_gaussian, dot_product, concatenation, got",
+    "--model.blocks.pairwise=cosine": "pairwise must be one of gaussian, embedded_gaussian, dot_product, concatenation",
     "--model.backbone=resnet5O": "unknown backbone 'resnet5O'",
-    "--model.window=[5,5]": "window (5, 5) does not divide the input's size (12, 12)",
-    "--model.blocks={layer9: 1}": "no stage 'layer9' in LocalConvNet; places: layer1",
+    "--model.blocks.window=[5,5]": "window (5, 5) does not divide the input's size (12, 12)",
+    "--model.blocks.at={layer9: 1}": "no stage 'layer9' in LocalConvNet; places: layer1",
     "--config=nope.yaml": "no config file 'nope.yaml'",
     "--model.num_classes=7": "--model.num_classes comes from the data and cannot be set",
-    "--model.class_weights=[1]": "class_weights must be 2 numbers above 0, one a class, got [1.0]",
+    "--model.loss.class_weights=[1]": "class_weights must be 2 numbers above 0, one a class, got [1.0]",
     "--model.weights=nope.pt": "no weight file 'nope.pt'; a file, or one of efficientnet_lite0",
 }
 YAMLS = {
@@ -81,7 +81,7 @@ def test_a_network_that_is_not_for_the_data(capsys):
 def test_debug_shows_the_traceback(monkeypatch):
     monkeypatch.setenv("JSONARGPARSE_DEBUG", "1")
     with pytest.raises(ValueError, match="lr must not be negative"):
-        main(["fit", "--config", CONFIG, "--model.lr=-1"])
+        main(["fit", "--config", CONFIG, "--model.optimizer.lr=-1"])
 
 
 def test_checkpoints_that_do_not_fit(tmp_path, capsys):
@@ -91,7 +91,7 @@ def test_checkpoints_that_do_not_fit(tmp_path, capsys):
     other = tmp_path / "other.ckpt"
     network = LocalConvNet(5)
     torch.save({"state_dict": {f"network.{name}": value for name, value in network.state_dict().items()}}, other)
-    message = checkpoint_error(capsys, str(other), "--model.blocks=none")
+    message = checkpoint_error(capsys, str(other), "--model.blocks.at=none")
     assert "network.fc.weight (5, 32), here (2, 32)" in message
     assert "no weight file" in checkpoint_error(capsys, str(tmp_path / "none.ckpt"))
     assert "no checkpoint that can be read in runs/cued_digits/new/checkpoints" in checkpoint_error(capsys, "last")
@@ -105,7 +105,7 @@ def checkpoint_error(capsys, path, *words):
 
 
 def test_a_process_ends_with_code_2_and_one_line_on_stderr():
-    command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", CONFIG, "--model.lr=-1"]
+    command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", CONFIG, "--model.optimizer.lr=-1"]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (2, "")
     assert ended.stderr == "train.py: error: lr must not be negative, got -1.0\n"

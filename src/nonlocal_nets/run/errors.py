@@ -12,13 +12,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from pytorch_lightning.cli import LightningArgumentParser
 
 from nonlocal_nets.run.help import Help
-
-# Arguments of the model that only the data can know: linked, so that jsonargparse would drop what a user sets.
-FROM_DATA = ("num_classes", "input_size")
 
 # What a line of a message becomes: nothing where it says nothing to a user.
 REWRITE = [
@@ -111,33 +107,3 @@ def one_line_for(*errors: type[Exception]) -> Iterator[None]:
         if "Original Traceback" in message:  # a worker's: the traceback, and last "path.of.TheError: what it says"
             message = message.splitlines()[-1].partition(": ")[2]
         fail(readable(message))
-
-
-def check_words(words: list[str]) -> None:
-    """Refuse what the parser passes over or says less well: configs that are not there or do not parse, linked values.
-
-    The message names file, line and column of what does not parse.
-    """
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        option, _, given = word.partition("=")
-        name = option.removeprefix("--model.").removeprefix("init_args.")
-        if option.startswith("--model.") and name in FROM_DATA:
-            fail(f"{option} comes from the data and cannot be set")
-        if option in ("--config", "-c"):
-            _check_config(Path(given or following))
-
-
-def _check_config(path: Path) -> None:
-    if not path.is_file():
-        fail(f"no config file {str(path)!r}")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark: Any = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
-        fail(f"{where}: {getattr(error, 'problem', None) or error}")
-    model = content.get("model") if isinstance(content, dict) else None
-    arguments = model.get("init_args") if isinstance(model, dict) else None
-    for name in FROM_DATA:
-        if isinstance(arguments, dict) and name in arguments:
-            fail(f"{path}: model.init_args.{name} comes from the data and cannot be set")
