@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv
-COMPARE := $(BIN)/python -m nonlocal_nets.experiments.compare
+COMPARE := $(BIN)/python train.py compare
 SEEDS ?= 5
 QUIET := --trainer.enable_progress_bar=false --trainer.enable_model_summary=false
 
@@ -32,8 +32,8 @@ SERIES := "GunPoint:50" "ArrowHead:100" "ItalyPowerDemand:100" "BasicMotions:60"
   "OSULeaf:25 --model.stem_stride=2" "ACSF1:80 --model.stem_stride=8"
 results-sequence: .venv/installed  ## the README's third table: time series, SEEDS=5
 	set --; for series in $(SERIES); do \
-	  words="--data.name=$${series%%:*} --trainer.max_epochs=$${series#*:}"; \
-	  set -- "$$@" --variant "$${series%%:*}, no block: $$words --model.blocks.at=none" --variant "$${series%%:*}, block: $$words"; \
+	  args="--data.name=$${series%%:*} --trainer.max_epochs=$${series#*:}"; \
+	  set -- "$$@" --variant "$${series%%:*}, no block: $$args --model.blocks.at=none" --variant "$${series%%:*}, block: $$args"; \
 	done; $(COMPARE) configs/sequence/ucr.yaml --seeds $(SEEDS) --processes 2 "$$@" -- $(QUIET)
 
 transfer: .venv/installed  ## the README's fourth table: ImageNet's weights fine-tuned on solar cells, 3 seeds

@@ -7,7 +7,7 @@
     python train.py fit      --config runs/<project>/<id>/config.yaml --ckpt_path=last     resume it
     python train.py test     --config runs/<project>/<id>/config.yaml --ckpt_path=best     or last; also validate
     python train.py predict  --config runs/<project>/<id>/config.yaml --ckpt_path=best --data.path=<file or folder>
-    python train.py compare  configs/image/cued_digits.yaml --seeds 5 --variant "with:" --variant "without: --model.blocks.at=none"
+    python train.py compare  configs/image/cued_digits.yaml --variant "with:" --variant "none: --model.blocks.at=none"
     python train.py sweep    configs/sweeps/pairwise.yaml --processes 2
     python train.py fit      --help                                    and --model.help=ImageClassification
 
