@@ -127,11 +127,7 @@ def test_networks_have_the_papers_parameters(name, capsys):
 def test_128_frames_have_groups_of_four_in_res3_only(capsys):
     arguments = resolved(VIDEO / "paper" / "2g_r50_nl_i3d.yaml", capsys)["model"]["init_args"]
     arguments |= {"num_classes": 5, "input_size": (3, 32, 32, 32), "freeze_norm": False}
-    windows = {
-        name: block.window
-        for name, block in built(arguments).named_modules()
-        if name.endswith("non_local")
-    }
+    windows = {name: block.window for name, block in built(arguments).named_modules() if name.endswith("non_local")}
     assert {name.split(".")[1]: window for name, window in windows.items()} == {
         "layer2": (4, None, None),
         "layer3": None,
