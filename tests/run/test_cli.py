@@ -8,6 +8,7 @@ import pytest
 import torch
 import yaml
 
+import nonlocal_nets as nln
 from nonlocal_nets.run.checkpoints import LastCheckpoint
 from nonlocal_nets.run.cli import main
 
@@ -55,13 +56,48 @@ def test_a_run_leaves_everything_in_its_folder(capsys):
     assert list(folder.glob("events.out.tfevents*"))
     assert "train/loss_epoch" in (folder / "csv" / "version_0" / "metrics.csv").read_text().splitlines()[0]
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert (config["project"], config["id"], config["model"]["init_args"]["lr"]) == ("cued_digits", "first", 0.01)
+    assert (config["project"], config["id"], config["model"]["init_args"]["optimizer"]["lr"]) == (
+        "cued_digits",
+        "first",
+        0.01,
+    )
     assert [path.name for path in Path().iterdir()] == ["runs"]
 
     tested = main(["test", "--config", str(folder / "config.yaml"), "--ckpt_path=last"])
     assert "test/accuracy" in tested.trainer.callback_metrics
     assert (folder / "attention.png").stat().st_size > 10_000
     assert (folder / "csv" / "version_0" / "metrics.csv").is_file(), "the test leaves the rows of training alone"
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_the_root_and_the_checkpoints_may_be_elsewhere():
+    """Config, logs and pictures stay in the run's folder; "last" and "best" find the checkpoints."""
+    elsewhere = ["--trainer.default_root_dir=scratch", "--checkpoint.dirpath=far/a", "--id=a"]
+    cli = fit(*elsewhere)
+    assert cli.run_folder == Path("scratch/cued_digits/a") == Path(cli.trainer.default_root_dir)
+    assert sorted(path.name for path in Path().iterdir()) == ["far", "scratch"]
+    assert sorted(path.name for path in Path("far/a").iterdir()) == ["epoch=0-step=3.ckpt", "last.ckpt"]
+    assert {path.suffix for path in cli.run_folder.rglob("*") if path.is_file()} >= {".yaml", ".csv"}
+    assert not list(cli.run_folder.rglob("*.ckpt"))
+    assert fit(*elsewhere, "--trainer.max_epochs=2", "--ckpt_path=last").trainer.global_step == 6
+    config = str(cli.run_folder / "config.yaml")
+    best = main(["test", "--config", config, "--ckpt_path=best"])
+    assert best.run_folder == cli.run_folder
+    assert Path(best.config_init["test"].ckpt_path).parent == Path("far/a").resolve()
+    assert (cli.run_folder / "attention.png").is_file()
+
+
+def test_a_value_two_levels_down_is_changed_alone(tmp_path):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("model:\n  init_args:\n    blocks:\n      pool: 2\n    optimizer:\n      weight_decay: 0.5\n")
+    args = ["--config", str(overlay), "--model.blocks.pool_position=embedding", "--model.blocks.inner_channels=null"]
+    cli = fit("--id=nested", *args, "--trainer.max_steps=1")
+    saved = yaml.safe_load((cli.run_folder / "config.yaml").read_text())["model"]["init_args"]
+    changed = {"pool": 2, "pool_position": "embedding", "inner_channels": None}
+    assert saved["blocks"].items() >= ({"at": "layer3", "pairwise": "embedded_gaussian"} | changed).items()
+    assert (saved["optimizer"]["lr"], saved["optimizer"]["weight_decay"]) == (0.0015, 0.5)
+    (block,) = nln.blocks(cli.model).values()
+    assert (block.pool, block.pool_position) == (2, "embedding")
 
 
 def test_the_saved_config_repeats_the_run_bit_for_bit():
@@ -88,7 +124,7 @@ def test_the_command_line_beats_the_checkpoint():
     first = fit("--id=first", "--model.optimizer.lr=0.01")
     checkpoint = str(first.run_folder / "checkpoints" / "last.ckpt")
     cli = fit("--id=second", "--model.optimizer.lr=0.02", "--trainer.max_epochs=2", f"--ckpt_path={checkpoint}")
-    assert cli.model.optimisation.lr == 0.02, "the guard against Lightning's _parse_ckpt_path"
+    assert cli.model.optimizer.lr == 0.02, "the guard against Lightning's _parse_ckpt_path"
 
 
 def test_the_number_of_classes_comes_from_the_data():
@@ -115,7 +151,6 @@ def test_blocks_as_counts_on_the_command_line():
     words = (
         "--model.backbone=resnet10t",
         "--model.blocks.at={layer1: 1, layer2: 1}",
-        "--model.blocks.window=[2, null]",
     )
     cli = fit("--id=counts", *words, "--model.blocks.window=[2, null]")
     assert sum(".theta.weight" in name for name in last(cli)["state_dict"]) == 2

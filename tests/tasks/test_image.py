@@ -14,7 +14,7 @@ SCALED = {"optimizer": Optimizer(lr=0.5, lr_base_size=2), "schedule": Schedule(w
 
 
 def task(**options):
-    return ImageClassification(3, (3, 16, 16), "local_convnet", **{"blocks": Blocks(at="layer3")} | options)
+    return ImageClassification(3, "local_convnet", (3, 16, 16), **{"blocks": Blocks(at="layer3")} | options)
 
 
 def trainer(folder, **options):
@@ -179,7 +179,7 @@ def test_a_checkpoint_loads_by_itself_with_its_options(tmp_path):
 )
 def test_blocks_by_name_with_their_arguments(blocks, count):
     options = {"pairwise": "dot_product", "pool": 2, "norm": "layer", "inner_channels": 6, "pool_position": "embedding"}
-    model = ImageClassification(3, (3, 64, 64), "resnet18", Blocks(at=blocks, **options))
+    model = ImageClassification(3, "resnet18", (3, 64, 64), Blocks(at=blocks, **options))
     found = list(nln.blocks(model).values())
     assert len(found) == count
     for block in found:
@@ -192,7 +192,7 @@ def test_blocks_by_name_with_their_arguments(blocks, count):
 
 def test_unknown_place_lists_the_places():
     with pytest.raises(ValueError, match=r"no module 'layer9' in LocalConvNet; places: layer1, .*layer4"):
-        ImageClassification(2, (3, 48, 48), "local_convnet", Blocks(at="layer9"))
+        ImageClassification(2, "local_convnet", (3, 48, 48), Blocks(at="layer9"))
 
 
 def test_unknown_pairwise_function_lists_the_four():

@@ -39,7 +39,7 @@ class Series(SequenceDataModule):
 def task(tokens=False, **options):
     torch.manual_seed(0)
     backbone, channels = ("token_resnet", 7) if tokens else ("signal_resnet", 2)
-    model = SequenceClassification(3, (channels, 30), backbone, **SMALL | options)
+    model = SequenceClassification(3, backbone, (channels, 30), **SMALL | options)
     for block in nln.blocks(model).values():
         torch.nn.init.ones_(block.norm.weight)
     return model

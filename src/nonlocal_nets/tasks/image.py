@@ -16,9 +16,9 @@ class ImageClassification(Classification):
 
     Args:
         num_classes: number of classes; on the command line it comes from the data.
+        backbone: "local_convnet", or any timm model with (B, C, H, W) features, such as "resnet50".
         input_size: channels, height and width of an image, pixels, for the sizes that the report names. On the command
             line it comes from the data.
-        backbone: "local_convnet", or any timm model with (B, C, H, W) features, such as "resnet50".
         blocks: the non-local blocks.
         loss: the loss.
         optimizer: the optimiser.
@@ -33,8 +33,8 @@ class ImageClassification(Classification):
     def __init__(
         self,
         num_classes: int,
-        input_size: tuple[int, int, int] = (3, 224, 224),
         backbone: str = "resnet50",
+        input_size: tuple[int, int, int] = (3, 224, 224),
         blocks: Blocks = Blocks(),
         loss: Loss = Loss(),
         optimizer: Optimizer = Optimizer(),

@@ -19,9 +19,9 @@ class SequenceClassification(Classification):
 
     Args:
         num_classes: number of classes; on the command line it comes from the data.
+        backbone: "signal_resnet", or "token_resnet", which embeds its input.
         input_size: channels of a signal, or the number of tokens there are, and the length for which the report gives
             the blocks' costs. On the command line it comes from the data.
-        backbone: "signal_resnet", or "token_resnet", which embeds its input.
         widths: channels of each stage, layer1, layer2, ...
         units: residual units in a stage.
         stem_stride: stride of the stem.
@@ -38,8 +38,8 @@ class SequenceClassification(Classification):
     def __init__(
         self,
         num_classes: int,
-        input_size: tuple[int, int] = (1, 1024),
         backbone: str = "signal_resnet",
+        input_size: tuple[int, int] = (1, 1024),
         widths: Sequence[int] = (64, 128, 128),
         units: int = 1,
         stem_stride: int = 1,

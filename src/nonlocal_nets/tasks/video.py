@@ -46,9 +46,9 @@ class VideoClassification(Classification):
 
     Args:
         num_classes: number of classes; on the command line it comes from the data.
-        input_size: channels, frames, height and width of a clip. On the command line it comes from the data.
         backbone: "c2d_resnet50", "i3d_resnet50" (3 x 1 x 1) or "i3d_3x3x3_resnet50", each also of 101;
             "local_video_net"; or a timm network such as "resnet18", whose kernels then span one frame.
+        input_size: channels, frames, height and width of a clip. On the command line it comes from the data.
         stem: of C2D and I3D: "32x2" halves the frames three times, for clips of 32 or 128 frames, "8x8" once. null:
             "32x2".
         pool_padding: of C2D and I3D: pad the max pools as in Table 1; false: do not, as the released code. null: true.
@@ -68,8 +68,8 @@ class VideoClassification(Classification):
     def __init__(
         self,
         num_classes: int,
-        input_size: tuple[int, int, int, int] = (3, 32, 224, 224),
         backbone: str = "c2d_resnet50",
+        input_size: tuple[int, int, int, int] = (3, 32, 224, 224),
         stem: str | None = None,
         pool_padding: bool | None = None,
         dropout: float | None = None,
