@@ -137,6 +137,15 @@ def test_a_mask_is_as_no_padding():
     assert [row.query for row in padded] == [(0,), (3,), (6,)]
 
 
+@torch.no_grad()
+def test_autocast_narrows_the_input_and_not_the_weights():
+    torch.manual_seed(0)
+    block, x = nln.NonLocalBlock(8).eval(), torch.randn(8, 30)
+    with torch.autocast("cpu", torch.bfloat16):
+        (row,) = rows_at(block, x.bfloat16(), [(0.5,)])
+    torch.testing.assert_close(row.weights, block.weights(x.bfloat16().float()[None], [15])[0, 0], rtol=0, atol=0)
+
+
 def test_the_extent_of_a_mask():
     mask = torch.zeros(4, 6, dtype=torch.bool)
     mask[:3, :2] = mask[1, 3] = True

@@ -72,7 +72,10 @@ class Task(pl.LightningModule):
     def validation_step(self, batch, batch_idx):
         self.network(self.inputs(batch, "val"))
 
-    test_step = predict_step = validation_step
+    test_step = validation_step
+
+    def predict_step(self, batch, batch_idx):
+        return self.network(self.inputs(batch, "predict"))
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.1)

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from nonlocal_nets.attention.capture import Activations, watch
-from nonlocal_nets.nn import NonLocalBlock, blocks
+from nonlocal_nets.attention.capture import Activations, capture
+from nonlocal_nets.nn import NonLocalBlock, blocks, functional
 from nonlocal_nets.nn.grid import pool_sizes
 
 Point = Sequence[float]  # a fraction in [0, 1) of the sample's extent, for each axis
@@ -67,15 +67,15 @@ def attention(model: nn.Module, x: Tensor, at: Sequence[Sequence[int]], **kwargs
     rows: dict[str, list[Tensor]] = {name: [] for name in found}
     counts = dict.fromkeys(found, 0)
 
-    def see(name: str, k: int, seen: Activations) -> None:
+    def see(name: str, block: NonLocalBlock, k: int, seen: Activations) -> None:
         if seen.x.ndim - 1 != len(size):
             raise ValueError(f"{name} sees {tuple(seen.x.shape[1:])}, positions are of {size}")
         counts[name] += 1
         if k < len(x):
-            here = rows_at(found[name], seen.x, points[k], seen.mask)
-            rows[name].append(torch.stack([row.weights for row in here]))
+            of_sample = rows_at(block, seen.x, points[k], seen.mask)
+            rows[name].append(torch.stack([row.weights for row in of_sample]))
 
-    with watch(model, see):
+    with capture(model, see):
         model(x, **kwargs)
     if missing := [name for name, count in counts.items() if not count]:
         raise ValueError(f"the forward pass did not use {', '.join(missing)}")
@@ -101,8 +101,9 @@ def rows_at(block: NonLocalBlock, x: Tensor, points: Sequence[Point], mask: Tens
     size = extent(grid, mask)
     queries = [_position(point, size) for point in points]
     flat = [_flat(query, grid) for query in queries]
-    x = x.to(block.g.weight.dtype)  # under autocast it is narrower
-    weights = block.weights(x[None], flat, None if mask is None else mask[None])[0]
+    with functional.autocast(x.device.type, False):  # under it x is narrower, and the embeddings would be
+        x = x.to(block.g.weight.dtype)
+        weights = block.weights(x[None], flat, None if mask is None else mask[None])[0]
     pool, keys = pool_sizes(block.pool, grid), block.key_size(grid)
     return [Row(row.view(keys), query, size, pool) for row, query in zip(weights, queries, strict=True)]
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,10 +13,10 @@ from torch import Tensor
 
 from nonlocal_nets.attention import clips, images, series
 from nonlocal_nets.attention.capture import Activations, capture
-from nonlocal_nets.attention.queries import Sample, rows_by_query
-from nonlocal_nets.attention.rows import Row, extent
+from nonlocal_nets.attention.queries import QueryPoint, Sample, rows_by_query
+from nonlocal_nets.attention.rows import extent
 from nonlocal_nets.callbacks.publish import publish
-from nonlocal_nets.nn import blocks
+from nonlocal_nets.nn import NonLocalBlock
 
 
 class Kind(NamedTuple):
@@ -74,8 +75,7 @@ class AttentionMaps(pl.Callback):
             raise ValueError(f"AttentionMaps: at must be fractions in [0, 1), got {list(at or ())}")
         self.samples, self.arrows, self.at = samples, arrows, at
         self.drawn = 0
-        self.indices: dict[int, int] = {}  # of the samples in the batch: as the blocks count them, views as samples
-        self.captured: dict[str, dict[int, Activations]] = {}  # by block and by this index
+        self.drawing: dict[int, Sample] = {}  # by index, as the blocks count them: a view is a sample there
         self.capturing = ExitStack()
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -89,10 +89,15 @@ class AttentionMaps(pl.Callback):
         left = (self.samples or kind.samples) - self.drawn
         if not trainer.is_global_zero or left <= 0:
             return
+        data = getattr(trainer, "datamodule", None)
         x = batch[0][0] if kind is SEQUENCES else batch[0]
         views = x.shape[1] if x.ndim == 6 else 1
-        self.indices = {k: k * views + views // 2 for k in range(min(len(x), left))}
-        self.captured = self.capturing.enter_context(capture(pl_module, set(self.indices.values())))
+        for k in range(min(len(x), left)):
+            target = batch[1][k] if len(batch) > 1 else None
+            title = title_of(kind, self.drawn + k, target, getattr(data, "class_names", None))
+            self.drawing[k * views + views // 2] = Sample(title, values_of(kind, batch[0], k).cpu(), {})
+        see = partial(self._see, kind, getattr(data, "query_point", None))
+        self.capturing.enter_context(capture(pl_module, see))
 
     def on_test_batch_end(
         self,
@@ -104,19 +109,14 @@ class AttentionMaps(pl.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         self.capturing.close()
-        captured, self.captured = {name: seen for name, seen in self.captured.items() if seen}, {}
-        if not captured:
+        samples = [sample for sample in self.drawing.values() if sample.rows]  # the task leaves out duplicates
+        self.drawing = {}
+        if not samples:
             return
-        kind = kind_of(batch)
-        samples: list[Sample] = []
-        for k, index in self.indices.items():
-            if all(index in seen for seen in captured.values()):  # the task leaves out duplicates
-                seen_by = {name: seen[index] for name, seen in captured.items()}
-                samples.append(self._sample(trainer, pl_module, kind, batch, k, seen_by))
-        if kind is CLIPS:
+        if kind_of(batch) is CLIPS:
             self._draw_clips(trainer, samples)
-        elif samples:
-            self._draw_together(trainer, kind, samples)
+        else:
+            self._draw_together(trainer, kind_of(batch), samples)
 
     on_predict_batch_start = on_test_batch_start
     on_predict_batch_end = on_test_batch_end
@@ -129,28 +129,23 @@ class AttentionMaps(pl.Callback):
             if given is not None and kind is not user:
                 raise ValueError(f"AttentionMaps: {name} is for {user.name}, the batches are {kind.name} {kind.shape}")
 
-    def _sample(
+    def _see(
         self,
-        trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
         kind: Kind,
-        batch: Any,
-        k: int,
-        seen_by: dict[str, Activations],
-    ) -> Sample:
-        """What is drawn of sample k of a batch, from what each block saw of it."""
-        data = getattr(trainer, "datamodule", None)
-        values = values_of(kind, batch[0], k).cpu()
-        at = () if kind is not SEQUENCES else AT if self.at is None else self.at
-        rows: dict[str, Row] = {}
-        for name, seen in seen_by.items():
-            if seen.x.ndim - 1 != kind.axes:
-                expected = f"AttentionMaps draws {kind.name} by blocks with {kind.axes} axes"
-                raise ValueError(f"{expected}, {name} gets (C, *S) = {tuple(seen.x.shape)}")
-            block = blocks(pl_module)[name]
-            rows |= rows_by_query(name, block, seen, values, getattr(data, "query_point", None), at)
-        target = batch[1][k] if len(batch) > 1 else None
-        return Sample(title_of(kind, self.drawn + k, target, getattr(data, "class_names", None)), values, rows)
+        query_point: QueryPoint | None,
+        name: str,
+        block: NonLocalBlock,
+        index: int,
+        seen: Activations,
+    ) -> None:
+        """Add the rows of a block to a sample that is drawn."""
+        if seen.x.ndim - 1 != kind.axes:
+            expected = f"AttentionMaps draws {kind.name} by blocks with {kind.axes} axes"
+            raise ValueError(f"{expected}, {name} gets (C, *S) = {tuple(seen.x.shape)}")
+        if index in self.drawing:
+            sample = self.drawing[index]
+            at = () if kind is not SEQUENCES else AT if self.at is None else self.at
+            sample.rows.update(rows_by_query(name, block, seen, sample.values, query_point, at))
 
     def _draw_together(self, trainer: pl.Trainer, kind: Kind, samples: Sequence[Sample]) -> None:
         """The samples of the first batch, in one picture."""
