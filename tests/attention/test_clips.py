@@ -150,7 +150,7 @@ def test_arrows_in_the_picture(tmp_path, figures):
 def test_circles_in_the_animation(tmp_path):
     """A still clip, and keys in frames 1 and 2: all frames are there, circles in these only, the stronger is larger."""
     query = Mark(0, range(0, 1), 1, 1, 0.5)
-    keys = [Mark(1, range(1, 3), 5, 5, 0.5), Mark(3, range(3, 4), 5, 5, 0.1)]
+    keys = [Mark(1, range(1, 3), 6, 4, 0.5), Mark(3, range(3, 4), 6, 4, 0.1)]
     clip = torch.zeros(3, 6, 10, 10)
     animate(clip, {"one": Arrows(query, keys, 1.0), "two": Arrows(query, [], 0.0)}, tmp_path / "a.gif")
     extents = []
@@ -162,7 +162,7 @@ def test_circles_in_the_animation(tmp_path):
             rows, columns = np.nonzero((red > 200) & (green > 200) & (blue < 60))
             extents.append(np.ptp(columns) if len(columns) else 0)
             if len(columns):  # the first panel starts at (0, 36), and a pixel of the clip is 24 of the panel
-                assert (columns.mean(), rows.mean()) == pytest.approx((5 * 24, 36 + 5 * 24), abs=1)
+                assert (columns.mean(), rows.mean()) == pytest.approx((4 * 24, 36 + 6 * 24), abs=1)
     assert extents[1] == extents[2] > extents[3] > 0
     assert extents[0] == extents[4] == extents[5] == 0
 

@@ -17,8 +17,12 @@ def row(weights, query=0, size=None, pool=1):
 
 def parts(axis):
     """Of the steps that are filled: the red ones, the blue ones, and the edges."""
-    steps = [artist.get_data() for artist in axis.patches if isinstance(artist, StepPatch) and artist.get_fill()]
-    return steps[0].values, steps[1].values, steps[0].edges
+    steps = [artist for artist in axis.patches if isinstance(artist, StepPatch)]
+    colours = [to_rgb("tab:red")] * 2 + [to_rgb("tab:blue")] * 2
+    assert [step.get_edgecolor()[:3] for step in steps] == colours, "filled, and an outline"
+    red, blue = (step.get_data() for step in steps if step.get_fill())
+    assert [step.get_facecolor()[:3] for step in steps if step.get_fill()] == colours[::2]
+    return red.values, blue.values, red.edges
 
 
 def test_a_signal_its_weights_with_zero_and_the_query(tmp_path, figures):

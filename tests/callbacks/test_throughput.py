@@ -98,6 +98,7 @@ def test_what_is_logged(tmp_path):
         callbacks=[Throughput(window_size=2)],
         accelerator="cpu",
         max_epochs=2,
+        val_check_interval=2,
         log_every_n_steps=1,
         logger=logger,
         **quiet,

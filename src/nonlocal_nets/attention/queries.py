@@ -23,14 +23,12 @@ class Sample(NamedTuple):
 
 def changed_most(seen: Activations) -> Point:
     """The valid position at which ||z_i - x_i|| is largest, its middle, in fractions."""
-    size = extent(seen.x.shape[1:], seen.mask)
-    inside = tuple(slice(s) for s in size)
     change = (seen.z - seen.x).square().sum(0)
     if seen.mask is not None:
         change = change.masked_fill(~seen.mask, -1)  # what stands in the padding may be NaN
-    change = change[inside]
-    index = torch.unravel_index(change.argmax(), change.shape)
-    return tuple((int(i) + 0.5) / s for i, s in zip(index, size, strict=True))
+    position = torch.unravel_index(change.argmax(), change.shape)
+    size = extent(change.shape, seen.mask)
+    return tuple((int(i) + 0.5) / s for i, s in zip(position, size, strict=True))
 
 
 def rows_by_query(
