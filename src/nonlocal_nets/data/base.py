@@ -74,7 +74,7 @@ class Files(Dataset[tuple[Tensor, Any]], ABC, Generic[Target]):
         so_far = f"{count} of {len(self)} {self.noun} so far"
         if count / len(self) > self.max_corrupt:
             known = [path for (path, _), bad in zip(self.samples, self.known_corrupt.tolist(), strict=True) if bad]
-            message = f"{error}; {so_far}, more than max_corrupt={self.max_corrupt}: {listed(known)}"
+            message = f"{error}; {so_far}, more than max_corrupt={self.max_corrupt}: {listed(known, 60)}"
             raise type(error)(message) from error
         # logging, because warnings.warn shows a text only once per process, and each rank finds its own corrupt files
         log.warning("%s; replaced by another (%s)", error, so_far)

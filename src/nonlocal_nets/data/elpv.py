@@ -33,11 +33,11 @@ class ELPV(ImageFilesDataModule):
     """Solar cells classified by defect or by type; the grey image is repeated in all three channels.
 
     With `target: defect`, a cell is "defective" if its probability is above 0.5. So 1/3 counts as functional and 2/3 as
-    defective, although neither is certain. The package does not say how Deitsch et al. label these cells, nor which
-    cells they train and test on, so their accuracies cannot be compared with ours directly.
+    defective, although neither is certain. The package does not state how Deitsch et al. label these cells, nor
+    which cells they train and test on, so their accuracies cannot be compared with ours directly.
 
-    The split is random and stratified by type and probability. The package does not say which module a cell is from,
-    so training and test may contain cells of the same module.
+    The split is random and stratified by type and probability. The package does not state which module a cell is
+    from, so training and test may contain cells of the same module.
 
     Training mirrors images and rotates them by multiples of 90 degrees, which preserves defects. It neither crops,
     which could remove a defect, nor changes the brightness, which shows it.

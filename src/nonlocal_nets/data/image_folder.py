@@ -122,6 +122,6 @@ def fake(root: str | Path) -> dict[str, Any]:
             folder.mkdir(parents=True, exist_ok=True)
             for k in range(count):
                 pixels = random.integers(100, size=(40 + k, 56, 3), dtype=np.uint8)
-                pixels[..., label] += 150  # the colour tells the class
+                pixels[..., label] += 150  # the colour shows the class
                 Image.fromarray(pixels).save(folder / f"{k}.{'png' if k % 2 else 'jpg'}")
     return {"root": str(root)}

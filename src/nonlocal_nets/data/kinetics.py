@@ -97,7 +97,7 @@ def _find(folder: Path) -> dict[str, str]:
     """The paths of all videos in a folder by name without extension, in one scan, as there may be 500,000 files."""
     walk = os.walk(folder, followlinks=True)
     files = sorted((parent, *os.path.splitext(name)) for parent, _, names in walk for name in names)
-    return {stem: os.path.join(at, stem + end) for at, stem, end in files if end.lower() in VIDEO_EXTENSIONS}
+    return {stem: os.path.join(parent, stem + end) for parent, stem, end in files if end.lower() in VIDEO_EXTENSIONS}
 
 
 def _samples(folder: Path, rows: list[tuple[str, str]], classes: list[str]) -> list[Sample]:
