@@ -122,7 +122,7 @@ def test_rows_csv_table_and_pictures_have_the_values_of_their_runs(line, capsys)
         (("val/error", "min"), [], "test/error", ["b", "A a"]),
         (("val/error", "max"), ["--metric=test/error"], "test/error", ["A a", "b"]),
         (("loss", "min"), [], "loss", ["b", "A a"]),
-        (("val/error", "min"), ["--metric=test/other"], "test/other", ["A a", "b"]),
+        (("val/error", "max"), ["--metric=test/other"], "test/other", ["A a", "b"]),
     ],
 )
 def test_the_metric_is_the_one_given_or_the_tasks_and_its_best_mean_is_first(line, capsys, task, args, metric, names):

@@ -12,11 +12,11 @@ OUTCOMES = [  # a: deviations -2, -2, 4 from 4; variance 24 / 2
     Outcome("a", 2.0, 20.0),
     Outcome("b", 3.0, 4.0),
     Outcome("a", 8.0, 60.0),
-    Outcome("c|d", 9.0, 7.0),
+    Outcome("c|d", 7.0, 7.0),
 ]
 A = "| a | 4.000 ± 3.464 | 2.000 to 8.000 | 3 | 30 |"
 B = "| b | 3.250 ± 0.354 | 3.000 to 3.500 | 2 | 2 |"
-C = r"| c\|d | 9.000 | 9.000 to 9.000 | 1 | 7 |"
+C = r"| c\|d | 7.000 | 7.000 to 7.000 | 1 | 7 |"
 
 
 @pytest.mark.parametrize(("mode", "lines"), [(None, [A, B, C]), ("max", [C, A, B]), ("min", [B, A, C])])
