@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import time
 
 import pytest
 
@@ -21,9 +22,11 @@ def test_workers_divide_the_cores_and_a_job_that_fails_ends_all(monkeypatch):
     job, pid, threads = next(results)
     assert (job, threads) == ("a", 3)
     assert pid != os.getpid()
+    started = time.monotonic()
     with pytest.raises(ValueError, match="this job is wrong"):
         next(results)
     assert multiprocessing.active_children() == []
+    assert time.monotonic() < started + 60, "the long jobs take 100 s"
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12, of fork
