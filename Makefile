@@ -6,7 +6,7 @@ COMPARE := $(BIN)/python -m nonlocal_nets.experiments.compare
 SEEDS ?= 5
 QUIET := --trainer.enable_progress_bar=false --trainer.enable_model_summary=false
 
-.PHONY: demo results results-video results-sequence transfer notebooks test test-all test-cuda check format bench lock
+.PHONY: demo results results-video results-sequence transfer notebooks test test-all test-cuda mutants check format bench lock
 
 demo: .venv/installed  ## train, test, compare with the same network without the block, draw a picture
 	$(COMPARE) configs/image/cued_digits.yaml --variant "with the block:" --variant "without: --model.blocks=none"
@@ -51,6 +51,9 @@ test-all: .venv/installed  ## all tests
 
 test-cuda: .venv/installed  ## the layer on a GPU against the oracles on the CPU
 	$(BIN)/python -m pytest -m oracle --device cuda tests/nn
+
+mutants: .venv/installed  ## do the fast tests see mistakes? those of tests/mutants.toml; half an hour
+	$(BIN)/python tests/mutants.py
 
 check: .venv/installed  ## linters and types
 	$(BIN)/ruff check .

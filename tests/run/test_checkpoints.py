@@ -2,11 +2,12 @@
 
 import os
 import resource
+from pathlib import Path
 
 import pytest
 import torch
 
-from nonlocal_nets.run.checkpoints import CheckpointWriteError, WholeCheckpoints, newest
+from nonlocal_nets.run.checkpoints import CheckpointWriteError, WholeCheckpoints, best_checkpoint, newest
 
 
 @pytest.fixture
@@ -23,6 +24,16 @@ def test_a_checkpoint_is_read_back(tmp_path):
     WholeCheckpoints().save_checkpoint({"state_dict": {"w": torch.arange(3)}, "epoch": 2}, path)
     assert torch.load(path, weights_only=True)["state_dict"]["w"].tolist() == [0, 1, 2]
     assert os.listdir(path.parent) == ["last.ckpt"]
+
+
+def test_the_file_is_on_the_disk_before_it_takes_the_place_of_the_old_one(tmp_path, monkeypatch):
+    """Else a power cut could leave an empty file of that name."""
+    calls = []
+    replace = Path.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append(os.fstat(descriptor).st_size > 0))
+    monkeypatch.setattr(Path, "replace", lambda *paths: calls.append("replaced") or replace(*paths))
+    WholeCheckpoints().save_checkpoint({"state_dict": {}}, tmp_path / "last.ckpt")
+    assert calls == [True, "replaced"]
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -72,6 +83,30 @@ def test_of_two_of_the_same_time_it_is_the_last(tmp_path):
         torch.save({"state_dict": {}}, tmp_path / name)
         os.utime(tmp_path / name, (5, 5))
     assert newest(tmp_path)[0] == tmp_path / "last.ckpt"
+
+
+def test_where_all_are_torn_it_is_none_and_why(tmp_path):
+    for second, name in enumerate(["best.ckpt", "last.ckpt"]):
+        (tmp_path / name).write_bytes(b"torn")
+        os.utime(tmp_path / name, (second, second))
+    path, torn = newest(tmp_path)
+    assert path is None
+    assert [line.split("'")[1] for line in torn] == [str(tmp_path / "last.ckpt"), str(tmp_path / "best.ckpt")]
+
+
+def states(best, score=0.5):
+    """The callbacks of a last.ckpt: its own, which monitors nothing, and the one that looks for the best."""
+    own = {"best_model_path": "anywhere/last.ckpt", "best_model_score": None}
+    return {"last": own, "best": {"best_model_path": str(best), "best_model_score": score}, "other": {}}
+
+
+def test_the_best_is_the_one_that_was_monitored_also_where_the_folder_has_moved(tmp_path):
+    last, best = tmp_path / "last.ckpt", tmp_path / "elsewhere" / "epoch=3.ckpt"
+    torch.save({"state_dict": {}, "callbacks": states(best)}, last)
+    assert best_checkpoint(last) == tmp_path / "epoch=3.ckpt"
+    best.parent.mkdir()
+    best.touch()
+    assert best_checkpoint(last) == best
 
 
 def test_none_in_an_empty_folder_or_one_that_is_not_there(tmp_path):
