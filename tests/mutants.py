@@ -52,7 +52,7 @@ HEAVY = (
 
 @dataclass(frozen=True)
 class Mutant:
-    """One mistake: the text `old` of a file of src/nonlocal_nets becomes `new`; `tests` should fail, files or functions."""
+    """One mistake: in a file of src/nonlocal_nets `old` becomes `new`; `tests` (files, functions) should fail."""
 
     name: str
     file: str
@@ -69,7 +69,7 @@ class Mutant:
 
 
 def mutants() -> list[Mutant]:
-    """The mistakes of tests/mutants.toml: a table for each file, with its tests and [name, old, new, other tests ...]."""
+    """The mistakes of tests/mutants.toml: a table for each file, its tests, and [name, old, new, other tests ...]."""
     tables = tomllib.loads(LIST.read_text())
     return [
         Mutant(name, file, old, new, tuple(others or table["tests"]))

@@ -17,7 +17,7 @@ class Strategy:
     def __init__(self, other=False):
         self.other, self.waited = other, 0
 
-    def reduce_boolean_decision(self, decision, all):  # noqa: A002  # Lightning's name
+    def reduce_boolean_decision(self, decision, all):
         return (decision and self.other) if all else (decision or self.other)
 
     def barrier(self):

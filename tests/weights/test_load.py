@@ -92,7 +92,7 @@ def test_weights_of_a_2d_network_are_inflated(tmp_path):
 
 def test_a_long_list_is_cut_and_says_by_how_much(tmp_path):
     torch.save({f"a{k}": torch.zeros(1) for k in range(9)}, tmp_path / "other.pt")
-    with pytest.raises(ValueError, match="9 unexpected in it: a0, a1, a2, a3, a4, a5 and 3 more$"):
+    with pytest.raises(ValueError, match=r"9 unexpected in it: a0, a1, a2, a3, a4, a5 and 3 more$"):
         load_weights(torch.nn.Sequential(), tmp_path / "other.pt", "")
 
 
