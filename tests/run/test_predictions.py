@@ -1,6 +1,7 @@
 """The table of predictions has a row a sample, in order, with the five likeliest classes."""
 
 import csv
+from types import SimpleNamespace
 
 import pytorch_lightning as pl
 import torch
@@ -41,3 +42,27 @@ def test_table(tmp_path, monkeypatch):
         assert row["class"] == row["class_1"] == f"class {ranked[0]}"
         assert [row[f"class_{k}"] for k in range(1, 6)] == [f"class {k}" for k in ranked]
         assert [row[f"probability_{k}"] for k in range(1, 6)] == [f"{given[k]:.6f}" for k in ranked]
+
+
+def write(folder, rank, names):
+    """One batch of two of one of two processes."""
+    trainer = SimpleNamespace(
+        datamodule=Paths([]),
+        global_rank=rank,
+        world_size=2,
+        default_root_dir=str(folder),
+        checkpoint_callback=pl.callbacks.ModelCheckpoint(folder / "checkpoints"),
+    )
+    probabilities = torch.eye(7)[[rank, rank]]
+    Predictions().write_on_batch_end(trainer, Echo(), probabilities, None, (probabilities, names), 0, 0)
+
+
+def test_each_process_has_a_file_that_each_command_begins_anew(tmp_path):
+    (tmp_path / "predictions-1.csv").write_text("rows of an earlier command\n")
+    write(tmp_path, 0, ["a", "c"])
+    write(tmp_path, 1, ["b", "d"])
+    rows = {path.name: list(csv.DictReader(path.open())) for path in tmp_path.iterdir()}
+    assert {name: [(row["path"], row["class"]) for row in table] for name, table in rows.items()} == {
+        "predictions-0.csv": [("a", "class 0"), ("c", "class 0")],
+        "predictions-1.csv": [("b", "class 1"), ("d", "class 1")],
+    }
