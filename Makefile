@@ -2,43 +2,43 @@
 PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv
-COMPARE := $(BIN)/python -m nonlocal_nets.experiments.compare
+COMPARE := $(BIN)/python train.py compare
 SEEDS ?= 5
 QUIET := --trainer.enable_progress_bar=false --trainer.enable_model_summary=false
 
 .PHONY: demo results results-video results-sequence transfer notebooks test test-all test-cuda mutants check format bench lock
 
 demo: .venv/installed  ## train, test, compare with the same network without the block, draw a picture
-	$(COMPARE) configs/image/cued_digits.yaml --variant "with the block:" --variant "without: --model.blocks=none"
+	$(COMPARE) configs/image/cued_digits.yaml --variant "with the block:" --variant "without: --model.blocks.at=none"
 
 results: .venv/installed  ## the README's first table: each pairwise function, SEEDS=5
-	$(COMPARE) configs/image/cued_digits.yaml --seeds $(SEEDS) --processes 2 --variant "no block: --model.blocks=none" \
-	  --variant "Gaussian: --model.pairwise=gaussian" \
-	  --variant "embedded Gaussian: --model.pairwise=embedded_gaussian" \
-	  --variant "dot product: --model.pairwise=dot_product" \
-	  --variant "concatenation: --model.pairwise=concatenation" \
+	$(COMPARE) configs/image/cued_digits.yaml --seeds $(SEEDS) --processes 2 --variant "no block: --model.blocks.at=none" \
+	  --variant "Gaussian: --model.blocks.pairwise=gaussian" \
+	  --variant "embedded Gaussian: --model.blocks.pairwise=embedded_gaussian" \
+	  --variant "dot product: --model.blocks.pairwise=dot_product" \
+	  --variant "concatenation: --model.blocks.pairwise=concatenation" \
 	  -- $(QUIET)
 
 results-video: .venv/installed  ## the README's second table, cued clips: a small version of the paper's Table 2, SEEDS=5
-	$(COMPARE) configs/video/cued_clips.yaml --seeds $(SEEDS) --processes 2 --variant "no block: --model.blocks=none" \
-	  --variant "one block: --model.blocks=paper-1" --variant "five blocks, spacetime:" \
-	  --variant "five blocks, space only: --model.window=[1,null,null]" \
-	  --variant "five blocks, time only: --model.window=[null,1,1] --model.pool=null" \
-	  --variant "Gaussian: --model.pairwise=gaussian" --variant "dot product: --model.pairwise=dot_product" \
-	  --variant "concatenation: --model.pairwise=concatenation" -- $(QUIET)
+	$(COMPARE) configs/video/cued_clips.yaml --seeds $(SEEDS) --processes 2 --variant "no block: --model.blocks.at=none" \
+	  --variant "one block: --model.blocks.at=paper-1" --variant "five blocks, spacetime:" \
+	  --variant "five blocks, space only: --model.blocks.window=[1,null,null]" \
+	  --variant "five blocks, time only: --model.blocks.window=[null,1,1] --model.blocks.pool=null" \
+	  --variant "Gaussian: --model.blocks.pairwise=gaussian" --variant "dot product: --model.blocks.pairwise=dot_product" \
+	  --variant "concatenation: --model.blocks.pairwise=concatenation" -- $(QUIET)
 
 # sets of series that are in a package, with and without the block; longer ones are strided by the stem
 SERIES := "GunPoint:50" "ArrowHead:100" "ItalyPowerDemand:100" "BasicMotions:60" "JapaneseVowels:30" \
   "OSULeaf:25 --model.stem_stride=2" "ACSF1:80 --model.stem_stride=8"
 results-sequence: .venv/installed  ## the README's third table: time series, SEEDS=5
 	set --; for series in $(SERIES); do \
-	  words="--data.name=$${series%%:*} --trainer.max_epochs=$${series#*:}"; \
-	  set -- "$$@" --variant "$${series%%:*}, no block: $$words --model.blocks=none" --variant "$${series%%:*}, block: $$words"; \
+	  args="--data.name=$${series%%:*} --trainer.max_epochs=$${series#*:}"; \
+	  set -- "$$@" --variant "$${series%%:*}, no block: $$args --model.blocks.at=none" --variant "$${series%%:*}, block: $$args"; \
 	done; $(COMPARE) configs/sequence/ucr.yaml --seeds $(SEEDS) --processes 2 "$$@" -- $(QUIET)
 
 transfer: .venv/installed  ## the README's fourth table: ImageNet's weights fine-tuned on solar cells, 3 seeds
 	$(COMPARE) configs/image/elpv.yaml --seeds 3 --metric test/balanced_accuracy \
-	  --variant "no block: --model.blocks=none" --variant "two blocks:" -- $(QUIET)
+	  --variant "no block: --model.blocks.at=none" --variant "two blocks:" -- $(QUIET)
 
 notebooks: .venv/installed  ## execute the notebooks and save what comes out; 8 minutes
 	$(BIN)/python notebooks/execute.py

@@ -167,6 +167,7 @@ def kill(pid: int, ended: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
     if not ended:
+        os.kill(pid, signal.SIGKILL)  # it may not have its session yet
         os.waitpid(pid, 0)
 
 

@@ -5,10 +5,12 @@ import subprocess
 from types import SimpleNamespace
 
 import pytest
-from pytorch_lightning.callbacks import ModelCheckpoint
 
 from nonlocal_nets.run import signals
+from nonlocal_nets.run.checkpoints import LastCheckpoint
 from nonlocal_nets.run.signals import SIGNALS, SaveOnSignal
+
+OFTEN = ("every_n_train_steps", "train_time_interval", "every_n_epochs")
 
 
 class Strategy:
@@ -38,8 +40,7 @@ def trainer(tmp_path):
         global_step=3,
         is_global_zero=True,
         strategy=Strategy(),
-        default_root_dir=str(tmp_path),
-        checkpoint_callback=ModelCheckpoint(tmp_path / "checkpoints"),
+        callbacks=[LastCheckpoint(tmp_path / "elsewhere", dict.fromkeys(OFTEN))],
         saved=[],
     )
 
@@ -64,7 +65,7 @@ def test_without_a_signal_it_goes_on(trainer):
 @pytest.mark.parametrize("number", SIGNALS)
 def test_it_saves_once_waits_for_the_others_and_ends(trainer, tmp_path, number):
     assert ends(trainer, number) == 128 + number
-    assert trainer.saved == [tmp_path / "checkpoints" / "last.ckpt"]
+    assert trainer.saved == [tmp_path / "elsewhere" / "last.ckpt"]
     assert trainer.strategy.waited == 1
 
 
