@@ -5,9 +5,17 @@ import resource
 from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from torch.utils.data import DataLoader
 
-from nonlocal_nets.run.checkpoints import CheckpointWriteError, WholeCheckpoints, best_checkpoint, newest
+from nonlocal_nets.run.checkpoints import (
+    BestCheckpoint,
+    CheckpointWriteError,
+    WholeCheckpoints,
+    best_checkpoint,
+    newest,
+)
 
 
 @pytest.fixture
@@ -112,3 +120,46 @@ def test_the_best_is_the_one_that_was_monitored_also_where_the_folder_has_moved(
 def test_none_in_an_empty_folder_or_one_that_is_not_there(tmp_path):
     assert newest(tmp_path) == (None, [])
     assert newest(tmp_path / "nowhere") == (None, [])
+
+
+class Scores(pl.LightningModule):
+    """Its scores do not depend on what it learns: "val/high" is the best in epoch 1, "val/low" in epoch 2."""
+
+    monitor = "val/high"
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def mode_of(self, name):
+        return "min" if name == "val/low" else "max"
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch).sum()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/high", torch.tensor([0.2, 0.9, 0.1, 0.5])[self.current_epoch])
+        self.log("val/low", torch.tensor([0.7, 0.8, 0.3, 0.6])[self.current_epoch])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("given", "epoch", "score"),
+    [
+        ({}, 1, 0.9),
+        ({"monitor": "val/low"}, 2, 0.3),
+        ({"mode": "min"}, 2, 0.1),
+        ({"monitor": "val/low", "mode": "max"}, 1, 0.8),
+    ],
+    ids=["as the task says", "another metric", "another direction", "both"],
+)
+def test_the_best_is_what_the_task_calls_so_unless_the_user_does(tmp_path, given, epoch, score):
+    best = BestCheckpoint(dirpath=tmp_path, filename="{epoch}", **given)
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=4, num_sanity_val_steps=0, callbacks=[best], **quiet)
+    trainer.fit(Scores(), DataLoader(torch.ones(2, 1)), DataLoader(torch.ones(1, 1)))
+    assert best.best_model_path == str(tmp_path / f"epoch={epoch}.ckpt")
+    assert float(best.best_model_score) == pytest.approx(score)
+    assert os.listdir(tmp_path) == [f"epoch={epoch}.ckpt"]

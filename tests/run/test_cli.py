@@ -3,7 +3,6 @@
 import os
 import re
 import runpy
-import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ import yaml
 import nonlocal_nets as nln
 from nonlocal_nets.run.checkpoints import LastCheckpoint
 from nonlocal_nets.run.cli import main
-from nonlocal_nets.run.folder import unused_id
 from tests.conftest import LEFT_BY_MAIN
 
 TRAIN = Path(__file__).parents[2] / "train.py"
@@ -221,15 +219,3 @@ def test_loggers(words, names):
     folders = [Path("runs/cued_digits/logged"), Path("runs/cued_digits/logged/csv/version_0"), Path("more")]
     for logger, folder in zip(cli.trainer.loggers, folders, strict=False):
         assert Path(logger.log_dir).is_relative_to(folder)
-
-
-def test_best_checkpoints_may_be_elsewhere():
-    cli = fit("--trainer.max_epochs=0", "--checkpoint.dirpath=elsewhere")
-    assert cli.trainer.checkpoint_callback.dirpath == str(Path("elsewhere").absolute())
-
-
-def test_two_runs_that_begin_in_the_same_second_have_two_ids(tmp_path, monkeypatch):
-    monkeypatch.setattr(time, "strftime", lambda _format: "now")
-    for expected in ("now", "now-2", "now-3"):
-        assert unused_id(tmp_path) == expected
-        (tmp_path / expected).mkdir()

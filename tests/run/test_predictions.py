@@ -77,7 +77,7 @@ def test_each_process_has_a_file_that_each_command_begins_anew(tmp_path):
     (tmp_path / "predictions-1.csv").write_text("rows of an earlier command\n")
     write(tmp_path, 0, ["a", "c"])
     write(tmp_path, 1, ["b", "d"])
-    rows = {path.name: list(csv.DictReader(path.open())) for path in tmp_path.iterdir()}
+    rows = {path.name: list(csv.DictReader(path.read_text().splitlines())) for path in tmp_path.iterdir()}
     assert {name: [(row["path"], row["class"]) for row in table] for name, table in rows.items()} == {
         "predictions-0.csv": [("a", "class 0"), ("c", "class 0")],
         "predictions-1.csv": [("b", "class 1"), ("d", "class 1")],
