@@ -6,7 +6,7 @@ COMPARE := $(BIN)/python train.py compare
 SEEDS ?= 5
 QUIET := --trainer.enable_progress_bar=false --trainer.enable_model_summary=false
 
-.PHONY: demo results results-video results-sequence transfer notebooks test test-all test-cuda check format bench lock
+.PHONY: demo results results-video results-sequence transfer notebooks test test-all test-cuda mutants check format bench lock
 
 demo: .venv/installed  ## train and test a network with and without the block, draw a picture; 2 minutes of training
 	$(COMPARE) configs/image/cued_digits.yaml --variant "with the block:" --variant "without: --model.blocks.at=none"
@@ -51,6 +51,9 @@ test-all: .venv/installed  ## run all tests
 
 test-cuda: .venv/installed  ## check the layer on a GPU against the oracles on the CPU
 	$(BIN)/python -m pytest -m oracle --device cuda tests/nn
+
+mutants: .venv/installed  ## make the mistakes of tests/mutants.toml one by one: does a test fail? half an hour
+	$(BIN)/python tests/mutants.py
 
 check: .venv/installed  ## run the linters and the type checker
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 """What a user of train.py relies on: where a run's files are, that the command line wins, that a run repeats itself."""
 
+import os
 import re
 import runpy
 from pathlib import Path
@@ -11,6 +12,7 @@ import yaml
 import nonlocal_nets as nln
 from nonlocal_nets.run.checkpoints import LastCheckpoint
 from nonlocal_nets.run.cli import main
+from tests.conftest import LEFT_BY_MAIN
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 CONFIG = str(TRAIN.parent / "configs" / "image" / "cued_digits.yaml")
@@ -48,7 +50,7 @@ def test_train_alone_prints_the_manual(monkeypatch, capsys):
     assert capsys.readouterr().out.count("python train.py ") >= 3
 
 
-def test_a_run_leaves_everything_in_its_folder(capsys):
+def test_a_run_leaves_everything_in_its_folder(caplog):
     cli = fit("--id=first", "--model.optimizer.lr=0.01")
     folder = Path("runs/cued_digits/first")
     assert cli.run_folder == folder
@@ -61,7 +63,15 @@ def test_a_run_leaves_everything_in_its_folder(capsys):
         "first",
         0.01,
     )
+    assert config["ckpt_path"] is None, "also what was left open"
     assert [path.name for path in Path().iterdir()] == ["runs"]
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.ckpt", "epoch=0-step=3.ckpt"}
+    assert "12 samples" in caplog.text, "the summary"
+    checkpoint = cli.trainer.checkpoint_callback
+    assert (checkpoint.monitor, checkpoint.mode) == ("val/accuracy", "max")
+    left = {name: os.environ[name] for name in LEFT_BY_MAIN if name in os.environ}
+    assert left == {"PL_GLOBAL_SEED": "0", "PL_SEED_WORKERS": "1", "NONLOCAL_NETS_RUN_ID": "first"}, "to its processes"
+    assert torch.tensor(1e-30) * 1e-10 == 0, "no denormal numbers"
 
     tested = main(["test", "--config", str(folder / "config.yaml"), "--ckpt_path=last"])
     assert "test/accuracy" in tested.trainer.callback_metrics
@@ -117,6 +127,8 @@ def test_ckpt_path_last_goes_on_where_the_run_stopped():
     assert last(half)["global_step"] == 3
     resumed = fit("--id=half", "--trainer.max_epochs=2", "--ckpt_path=last")
     assert last(resumed)["global_step"] == last(whole)["global_step"] == 6
+    config = yaml.safe_load((resumed.run_folder / "config.yaml").read_text())
+    assert config["trainer"]["max_steps"] == -1, "the config is that of the last start"
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # another run's checkpoint
@@ -177,7 +189,8 @@ def test_best_is_that_of_the_run_and_tests_its_weights():
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-def test_last_is_written_at_the_end_of_an_epoch_that_is_not_validated():
+def test_last_is_written_at_the_end_of_an_epoch_that_is_not_validated(monkeypatch):
+    monkeypatch.setattr(LastCheckpoint, "on_train_end", lambda *_: None)  # as where the run was killed before its end
     assert last(fit("--trainer.check_val_every_n_epoch=2"))["global_step"] == 3
 
 
@@ -186,3 +199,23 @@ def test_last_is_written_as_often_as_the_user_wants_checkpoints_and_at_the_end(m
     assert last(fit("--id=whole", *words))["global_step"] == 3, "all of the 3 steps"
     monkeypatch.setattr(LastCheckpoint, "on_train_end", lambda *_: None)  # as where the run was killed before its end
     assert last(fit("--id=often", *words))["global_step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ([], ["TensorBoardLogger", "CSVLogger"]),
+        (["--trainer.logger=false"], []),
+        (
+            ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=more"],
+            ["TensorBoardLogger", "CSVLogger", "CSVLogger"],
+        ),
+    ],
+    ids=["by default", "none", "one more"],
+)
+def test_loggers(words, names):
+    cli = fit("--id=logged", "--trainer.max_epochs=0", *words)
+    assert [type(logger).__name__ for logger in cli.trainer.loggers] == names
+    folders = [Path("runs/cued_digits/logged"), Path("runs/cued_digits/logged/csv/version_0"), Path("more")]
+    for logger, folder in zip(cli.trainer.loggers, folders, strict=False):
+        assert Path(logger.log_dir).is_relative_to(folder)

@@ -10,6 +10,7 @@ import torch
 from nonlocal_nets.data import image_folder
 from nonlocal_nets.nn.backbones.image import LocalConvNet
 from nonlocal_nets.run.cli import main
+from nonlocal_nets.run.errors import debug, readable
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "image" / "cued_digits.yaml")
@@ -200,3 +201,43 @@ def test_best_where_the_last_checkpoint_is_none(capsys):
     assert f"'{last}' is not a checkpoint" in checkpoint_error(capsys, "best")
     torch.save({"state_dict": {}, "callbacks": {}}, last)
     assert f"{last} tells of no best checkpoint" in checkpoint_error(capsys, "best")
+
+
+@pytest.mark.filterwarnings("ignore:.*is not a checkpoint.*the one before it is taken")
+def test_where_all_checkpoints_are_torn_a_run_does_not_begin_again(capsys):
+    folder = Path("runs/cued_digits/torn/checkpoints")
+    folder.mkdir(parents=True)
+    for name in ("last.ckpt", "epoch=0-step=3.ckpt"):
+        (folder / name).write_bytes(b"torn")
+    message = fails(capsys, "fit", "--config", CONFIG, "--id=torn", "--ckpt_path=last")
+    assert message == f"no checkpoint that can be read in {folder}"
+
+
+@pytest.mark.parametrize("given", ["", "0", "false", "No"])
+def test_words_for_no_debugging(monkeypatch, given):
+    monkeypatch.setenv("JSONARGPARSE_DEBUG", given)
+    assert not debug()
+
+
+@pytest.mark.parametrize("words", [["-c", "nope.yaml"], ["--config", "nope.yaml"], ["--config=nope.yaml"]])
+def test_a_config_that_is_not_there_however_it_is_given(capsys, words):
+    assert fails(capsys, "fit", *words) == "no config file 'nope.yaml'"
+
+
+@pytest.mark.parametrize("word", ["--model.num_classes=7", "--model.init_args.input_size=[3,7,7]"])
+def test_what_only_the_data_know_however_it_is_given(capsys, word):
+    assert fails(capsys, "fit", word) == f"{word.partition('=')[0]} comes from the data and cannot be set"
+
+
+def test_nearest_names_are_of_the_class_that_is_named_last():
+    """A model within a model: the inner one refuses the option."""
+    message = "\n".join(
+        [
+            "Problem with given class_path 'nonlocal_nets.tasks.ImageClassification':",
+            "  Problem with given class_path 'nonlocal_nets.run.summary.Summary':",
+            "    Problem with given class_path 'torch.nn.Linear':",
+            "      Option 'in_feature' is not accepted",
+        ]
+    )
+    nearest = "no argument 'in_feature'; nearest: in_features, out_features"
+    assert readable(message) == f"ImageClassification: Summary: Linear: {nearest}"

@@ -1,6 +1,7 @@
 """The table of predictions has a row a sample, in order, with the five likeliest classes."""
 
 import csv
+from types import SimpleNamespace
 
 import pytorch_lightning as pl
 import torch
@@ -61,3 +62,23 @@ def test_a_module_without_rows_gets_no_table(tmp_path, caplog):
     predict(Silent(), tmp_path, torch.rand(3, 7))
     assert not list(tmp_path.iterdir())
     assert "no predictions.csv: Silent does not define rows(batch, prediction)" in caplog.text
+
+
+def write(folder, rank, names):
+    """One batch of two of one of two processes."""
+    trainer = SimpleNamespace(global_rank=rank, world_size=2, default_root_dir=str(folder))
+    task = SimpleNamespace(
+        rows=lambda batch, prediction: [{"path": p, "class": k} for p, k in zip(batch, prediction, strict=True)]
+    )
+    Predictions().write_on_batch_end(trainer, task, [f"class {rank}"] * 2, None, names, 0, 0)
+
+
+def test_each_process_has_a_file_that_each_command_begins_anew(tmp_path):
+    (tmp_path / "predictions-1.csv").write_text("rows of an earlier command\n")
+    write(tmp_path, 0, ["a", "c"])
+    write(tmp_path, 1, ["b", "d"])
+    rows = {path.name: list(csv.DictReader(path.read_text().splitlines())) for path in tmp_path.iterdir()}
+    assert {name: [(row["path"], row["class"]) for row in table] for name, table in rows.items()} == {
+        "predictions-0.csv": [("a", "class 0"), ("c", "class 0")],
+        "predictions-1.csv": [("b", "class 1"), ("d", "class 1")],
+    }

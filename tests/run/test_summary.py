@@ -86,3 +86,29 @@ def test_time_of_validation_is_not_time_of_training(tmp_path, said, monkeypatch)
     trainer.fit(model, loader(12), loader(4))
     # ticks of 10 s: set-up, sanity check, training starts, validation starts, it ends, fit ends: 30 s less 10 s
     assert said()["speed"] == "0.6 samples/s in training (12 samples)"
+
+
+def test_samples_are_those_of_all_processes():
+    summary, module = Summary(), SimpleNamespace(num_samples=lambda batch: len(batch[1]))
+    summary.setup(None, module, "fit")
+    for samples in (3, 2):
+        batch = torch.zeros(samples, 1), torch.zeros(samples)
+        summary.on_train_batch_end(SimpleNamespace(world_size=2), module, None, batch, 0)
+    assert summary.samples == 10
+
+
+def test_minutes_and_the_best_checkpoint_not_the_last(tmp_path, said, monkeypatch):
+    clock = iter([0, 100.2, 100.2])
+    monkeypatch.setattr("nonlocal_nets.run.summary.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    checkpoint = ModelCheckpoint(tmp_path / "checkpoints", monitor="val/loss")
+    checkpoint.best_model_score, checkpoint.current_score = torch.tensor(0.25), torch.tensor(0.5)
+    checkpoint.best_model_path, checkpoint.last_model_path = "best.ckpt", "last.ckpt"
+    figures = {"val/loss": torch.tensor(0.5), "train/loss": torch.tensor(1.0), "val/accuracy": torch.tensor(0.75)}
+    trainer = SimpleNamespace(
+        callback_metrics=figures, checkpoint_callback=checkpoint, default_root_dir=str(tmp_path), world_size=1
+    )
+    summary = Summary()
+    summary.setup(trainer, None, "fit")
+    summary.on_fit_end(trainer, None)
+    expected = {"figures": "val/loss 0.5000, val/accuracy 0.7500", "time": "1 min 40 s"}
+    assert said() == expected | {"best": "val/loss 0.2500: best.ckpt", "folder": str(tmp_path)}
