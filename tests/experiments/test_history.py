@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from nonlocal_nets.experiments.history import find, history
+from nonlocal_nets.experiments.history import history
+from nonlocal_nets.run.folder import find
 
 
 def test_each_step_counts_once_and_its_latest_value(tmp_path):

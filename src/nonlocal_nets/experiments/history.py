@@ -4,11 +4,6 @@ import csv
 from pathlib import Path
 
 
-def find(root: Path, run_id: str) -> Path | None:
-    """The folder of a run, <root>/<project>/<id>; None if it does not exist yet."""
-    return next(root.glob(f"*/{run_id}"), None)
-
-
 def history(folder: Path | None, metric: str) -> tuple[list[float], list[str]]:
     """The values of a metric, ordered by step, and the names of everything logged.
 

@@ -3,12 +3,12 @@
 import logging
 import warnings
 
-import pytorch_lightning as pl
+from pytorch_lightning.__version__ import version
 
-VERSION = "2.6"
+WRITTEN_FOR = "2.6"
 
-if not pl.__version__.startswith(f"{VERSION}."):
-    raise ImportError(f"nonlocal_nets.run was written for pytorch-lightning {VERSION}, this is {pl.__version__}")
+if not version.startswith(f"{WRITTEN_FOR}."):
+    raise ImportError(f"nonlocal_nets.run was written for pytorch-lightning {WRITTEN_FOR}, this is {version}")
 
 # Lightning 2.6 on torch >= 2.13 warns of itself at every start: utilities/_pytree.py still makes a LeafSpec.
 warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated", category=FutureWarning)

@@ -8,6 +8,8 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info
 
+from nonlocal_nets.tasks import Task
+
 
 class Summary(pl.Callback):
     """Says at the end of fit, validate and test: the figures, the best checkpoint, the time, and the run's folder.
@@ -25,7 +27,7 @@ class Summary(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if hasattr(pl_module, "num_samples"):  # a Task
+        if isinstance(pl_module, Task):
             self.samples += pl_module.num_samples(batch) * trainer.world_size
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

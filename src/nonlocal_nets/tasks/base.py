@@ -196,7 +196,11 @@ class Task(pl.LightningModule, ABC):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Options as plain dicts, so that the checkpoint loads with weights_only=True; Lightning makes them anew."""
         arguments = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
-        options = {name: asdict(value) for name, value in arguments.items() if is_dataclass(value)}
+        options = {
+            name: asdict(value)
+            for name, value in arguments.items()
+            if is_dataclass(value) and not isinstance(value, type)
+        }
         if options:
             arguments |= options | {"_instantiator": "pytorch_lightning.cli.instantiate_module"}
 

@@ -135,7 +135,7 @@ class VideoClassification(Classification):
 
     def logits(self, batch: Any, stage: str) -> Tensor:
         """Logits (B, num_classes) of the mean probabilities of the views (B, V, C, T, H, W)."""
-        views_BVK = super().logits(batch, stage).float().unflatten(0, batch[0].shape[:2])
+        views_BVK = torch.unflatten(super().logits(batch, stage).float(), 0, batch[0].shape[:2])
         if self.multi_label:
             return torch.logit(views_BVK.sigmoid().mean(1), eps=1e-6)
         return torch.logsumexp(views_BVK.log_softmax(2), 1) - math.log(views_BVK.shape[1])

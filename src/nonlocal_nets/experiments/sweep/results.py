@@ -6,9 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nonlocal_nets.experiments.history import find
 from nonlocal_nets.experiments.sweep.state import Run
 from nonlocal_nets.experiments.table import Outcome, table
+from nonlocal_nets.run.folder import find
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import IO
 
 from nonlocal_nets.experiments.arguments import ExperimentError
-from nonlocal_nets.experiments.history import find, history
+from nonlocal_nets.experiments.history import history
 from nonlocal_nets.experiments.sweep.config import command, read, root
 from nonlocal_nets.experiments.sweep.engine import given_up, propose
 from nonlocal_nets.experiments.sweep.process import Process, signals
 from nonlocal_nets.experiments.sweep.results import csv_rows, figure, markdown
 from nonlocal_nets.experiments.sweep.state import Run, State
 from nonlocal_nets.experiments.table import save_csv
+from nonlocal_nets.run.folder import find
 
 POLL = 1.0  # seconds
 FAILURES = 3  # runs that fail before any has finished: then the command is wrong
