@@ -374,7 +374,7 @@ def startup(_place: Place, rounds: int = 4) -> str:
         "imports": ["-c", "import torch, pytorch_lightning, timm"],
         "fit --print_config": [*TRAIN, "--print_config"],
         "fit --help": [*TRAIN, "--help"],
-        "an error": [*TRAIN, "--model.lr=-1"],
+        "an error": [*TRAIN, "--model.optimizer.lr=-1"],
     }
     times: dict[str, list[float]] = {name: [] for name in commands}
     for _ in range(rounds):

@@ -10,7 +10,7 @@ import torch
 
 from nonlocal_nets.data import cifar
 from nonlocal_nets.data.cifar import CIFAR, fake
-from nonlocal_nets.tasks import ImageClassification
+from nonlocal_nets.tasks import Blocks, ImageClassification
 
 FILES = {
     10: ("cifar-10-batches-py", [f"data_batch_{k}" for k in range(1, 6)], "test_batch", "labels"),
@@ -130,7 +130,7 @@ def test_download_is_asked_of_torchvision_once(tmp_path, monkeypatch):
 def test_trains_and_tests(tmp_path, classes):
     torch.manual_seed(0)
     data = CIFAR(**fake(tmp_path), classes=classes, batch_size=4)
-    model = ImageClassification(data.num_classes, "local_convnet", data.input_size, blocks="layer3")
+    model = ImageClassification(data.num_classes, "local_convnet", data.input_size, blocks=Blocks(at="layer3"))
     trainer = pl.Trainer(accelerator="cpu", fast_dev_run=True, enable_progress_bar=False, enable_model_summary=False)
     trainer.fit(model, data)
     (figures,) = trainer.test(model, data, verbose=False)

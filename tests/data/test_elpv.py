@@ -12,7 +12,7 @@ from PIL import Image
 
 from nonlocal_nets.data import elpv
 from nonlocal_nets.data.elpv import ELPV, fake, read_cells
-from nonlocal_nets.tasks import ImageClassification
+from nonlocal_nets.tasks import Blocks, ImageClassification
 
 PARTS = ("train", "val", "test")
 
@@ -127,7 +127,7 @@ def test_without_the_package_the_command_that_installs_it(monkeypatch):
 def test_trains_and_tests(tmp_path, target):
     torch.manual_seed(0)
     data = ELPV(target, **fake(tmp_path), image_size=32, batch_size=4)
-    model = ImageClassification(data.num_classes, "local_convnet", data.input_size, blocks="layer3")
+    model = ImageClassification(data.num_classes, "local_convnet", data.input_size, blocks=Blocks(at="layer3"))
     trainer = pl.Trainer(accelerator="cpu", fast_dev_run=True, enable_progress_bar=False, enable_model_summary=False)
     trainer.fit(model, data)
     (figures,) = trainer.test(model, data, verbose=False)

@@ -10,7 +10,7 @@ from jsonargparse import ArgumentError, ArgumentParser
 from PIL import Image
 
 from nonlocal_nets.data.image_folder import ImageFolder, fake
-from nonlocal_nets.tasks import ImageClassification
+from nonlocal_nets.tasks import Blocks, ImageClassification
 
 
 def on_disk(folder):
@@ -137,7 +137,7 @@ def test_the_command_line_knows_all_arguments_and_refuses_others(tmp_path):
 def test_trains_and_tests(tmp_path):
     torch.manual_seed(0)
     data = ImageFolder(**fake(tmp_path), image_size=16, batch_size=4)
-    model = ImageClassification(data.num_classes, "local_convnet", data.input_size, blocks="layer3")
+    model = ImageClassification(data.num_classes, "local_convnet", data.input_size, blocks=Blocks(at="layer3"))
     trainer = pl.Trainer(accelerator="cpu", fast_dev_run=True, enable_progress_bar=False, enable_model_summary=False)
     trainer.fit(model, data)
     (figures,) = trainer.test(model, data, verbose=False)

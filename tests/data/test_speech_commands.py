@@ -12,7 +12,7 @@ import torch
 from nonlocal_nets.data import CorruptFileError
 from nonlocal_nets.data.audio import log_mel, mel_filters
 from nonlocal_nets.data.speech_commands import SpeechCommands, fake, write_wav
-from nonlocal_nets.tasks import SequenceClassification
+from nonlocal_nets.tasks import Blocks, SequenceClassification
 
 
 def relative(data, part):
@@ -173,7 +173,7 @@ def test_trains_and_tests(tmp_path, features):
     torch.manual_seed(0)
     data = SpeechCommands(**fake(tmp_path), features=features, batch_size=4)
     shape = {"input_size": data.input_size, "widths": (8, 8), "stem_stride": 4}
-    model = SequenceClassification(data.num_classes, "signal_resnet", **shape, blocks={"layer2": 1})
+    model = SequenceClassification(data.num_classes, "signal_resnet", **shape, blocks=Blocks(at={"layer2": 1}))
     trainer = pl.Trainer(accelerator="cpu", fast_dev_run=True, enable_progress_bar=False, enable_model_summary=False)
     trainer.fit(model, data)
     (figures,) = trainer.test(model, data, verbose=False)

@@ -11,7 +11,7 @@ from lightning_utilities.core.imports import RequirementCache
 from nonlocal_nets.data import CorruptFileError, ucr
 from nonlocal_nets.data.ts_files import read_ts
 from nonlocal_nets.data.ucr import UCR, fake, find_set
-from nonlocal_nets.tasks import SequenceClassification
+from nonlocal_nets.tasks import Blocks, SequenceClassification
 
 ARCHIVES = [  # name, series of train and test, channels, shortest and longest, classes: the archives' own tables
     ("ArrowHead", 36, 175, 1, 251, 251, 3),
@@ -183,7 +183,7 @@ def test_trains_and_tests(tmp_path):
     torch.manual_seed(0)
     data = UCR(**fake(tmp_path), batch_size=4)
     shape = {"input_size": data.input_size, "widths": (8, 8)}
-    model = SequenceClassification(data.num_classes, "signal_resnet", **shape, blocks={"layer2": 1})
+    model = SequenceClassification(data.num_classes, "signal_resnet", **shape, blocks=Blocks(at={"layer2": 1}))
     trainer = pl.Trainer(accelerator="cpu", fast_dev_run=True, enable_progress_bar=False, enable_model_summary=False)
     trainer.fit(model, data)
     (figures,) = trainer.test(model, data, verbose=False)

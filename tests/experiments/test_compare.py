@@ -31,12 +31,12 @@ def test_two_variants(tmp_path, monkeypatch, capsys):
         "--data.batch_size=4",
         "--trainer.enable_progress_bar=false",
     ]
-    variants = ["--variant", "with the block:", "--variant", "without: --model.blocks=none"]
+    variants = ["--variant", "with the block:", "--variant", "without: --model.blocks.at=none"]
     rows = compare.main([CONFIG, *variants, "--", *small, *quiet])
     printed = capsys.readouterr().out
     assert [r["variant"] for r in rows] == ["with the block", "without"]
     assert printed.count("$ python train.py fit") == printed.count("$ python train.py test") == 2
-    assert "--model.blocks=none" in printed
+    assert "--model.blocks.at=none" in printed
     for r in rows:
         assert f"| {r['variant']} | {r['test/accuracy']:.3f} |" in printed
         assert str(r["folder"]) in printed
@@ -52,7 +52,7 @@ def test_two_at_once_give_what_they_give_in_turn(tmp_path, monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 2)  # one thread each, as here
     small = ["--data.train_samples=8", "--data.val_samples=4", "--data.test_samples=40", "--data.batch_size=4"]
     words = ["--trainer.max_epochs=1", "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"]
-    variants = ["--variant", "with the block:", "--variant", "without: --model.blocks=none"]
+    variants = ["--variant", "with the block:", "--variant", "without: --model.blocks.at=none"]
     tables = []
     for processes in ("1", "2"):
         found = compare.main([CONFIG, "--processes", processes, "--seeds=2", *variants, "--", *small, *words])

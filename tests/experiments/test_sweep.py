@@ -318,9 +318,9 @@ def test_wandb_sweep_and_agent_run_a_grid_in_full_with_the_commands_that_ours_gi
     config["command"][-1:] = [*small, "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false", "${args}"]
     with Server() as server:
         ran = swept_by_wandb(server, written(config))
-    names = config["parameters"]["model.pairwise"]["values"]
+    names = config["parameters"]["model.blocks.pairwise"]["values"]
     assert ran == [
-        " ".join(sweep_config.command(config, {"model.pairwise": name, "seed_everything": 7})) for name in names
+        " ".join(sweep_config.command(config, {"model.blocks.pairwise": name, "seed_everything": 7})) for name in names
     ]
     assert [run.state for run in server.runs] == ["finished"] * 4
     assert {"UpsertSweep", "SweepWithRuns", "CreateAgent", "Heartbeat"} <= set(server.asked)
@@ -329,7 +329,7 @@ def test_wandb_sweep_and_agent_run_a_grid_in_full_with_the_commands_that_ours_gi
         (path,) = Path("runs/cued_digits").glob(f"{run.name}/wandb/offline-run-*/run-{run.name}.wandb")
         inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", "--summary", str(path)]
         summary = json.loads(subprocess.run(inspect, check=True, capture_output=True, text=True).stdout)
-        assert (summary["config"]["model.pairwise"], summary["config"]["seed_everything"]) == (name, 7)
+        assert (summary["config"]["model.blocks.pairwise"], summary["config"]["seed_everything"]) == (name, 7)
         assert summary["config"]["model"]["init_args"]["pairwise"] == name
 
 
@@ -366,7 +366,7 @@ def test_the_runner_told_to_end_goes_on_with_the_real_command(tmp_path, monkeypa
         (tmp_path / name).symlink_to(ROOT / name)
     config = yaml.safe_load((ROOT / "configs" / "sweeps" / "depth.yaml").read_text())
     config["parameters"]["seed_everything"]["values"] = [0]
-    config["parameters"]["model.blocks"]["values"] = ["none", "{layer2: 1, layer3: 2}"]
+    config["parameters"]["model.blocks.at"]["values"] = ["none", "{layer2: 1, layer3: 2}"]
     small = ["--data.train_samples=8", "--data.val_samples=4", "--data.batch_size=4", "--trainer.max_epochs=30"]
     config["command"][-1:] = [*small, "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false", "${args}"]
     path = written(config)
@@ -391,5 +391,5 @@ def test_the_runner_told_to_end_goes_on_with_the_real_command(tmp_path, monkeypa
     for run in found.runs:
         folder = Path("runs/cued_clips") / run.id
         resolved = yaml.safe_load((folder / "config.yaml").read_text())
-        assert resolved["model"]["init_args"]["blocks"] == yaml.safe_load(run.parameters["model.blocks"])
+        assert resolved["model"]["init_args"]["blocks"] == yaml.safe_load(run.parameters["model.blocks.at"])
         assert len(list(folder.glob("wandb/offline-run-*"))) == len(list(folder.glob("csv/*"))) == 2

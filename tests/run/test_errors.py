@@ -14,30 +14,37 @@ from nonlocal_nets.run.cli import main
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "image" / "cued_digits.yaml")
 
+MODEL = "model: ImageClassification: "
 WORDS = {
-    "--model.pairwize=x": "model: ImageClassification: no argument 'pairwize'; nearest: pairwise",
+    "--model.pairwize=x": MODEL + "no argument 'pairwize'; nearest: blocks.pairwise",
     "--modle.lr=1": "no argument --modle.lr; nearest: --model",
     "--trainer.max_epocs=3": "no argument --trainer.max_epocs; nearest: --trainer.max_epochs",
-    "--model.lr=abc": "model: ImageClassification: lr: expected float, got abc",
-    "--model.pool=x": "model: ImageClassification: pool: expected null or list or int, got x",
+    "--model.optimizer.lr=abc": MODEL + "optimizer.lr: expected float, got abc",
+    "--model.blocks.pool=x": MODEL + "blocks.pool: expected null or list or int, got x",
+    "--model.optimizer.lrr=1": MODEL + "no argument 'optimizer.lrr'; nearest: optimizer.lr",
+    "--model.lr=1": MODEL + "no argument 'lr'; nearest: optimizer.lr",
+    "--model.blocks=paper-5": MODEL + "blocks is a group of options, got 'paper-5'; it has blocks.at, ",
+    "--model.schedule.milestones=[3]": "schedule.milestones go with name='step', got 'cosine' and [3]",
+    "--model.optimizer.name=adamv": "optimizer.name must be one of timm's, got 'adamv'; nearest: adam",
     "--trainer.max_epochs=a": "trainer.max_epochs: expected null or int, got a",
-    "--model.lr=-1": "lr must not be negative, got -1.0",
+    "--model.optimizer.lr=-1": "optimizer.lr must be at least 0, got -1.0",
     "--data.batch_size=0": "batch_size must be at least 1, got 0",
     "--data=Nope": "data: no class Nope",
-    "--model.pairwise=cosine": "pairwise must be one of gaussian, embedded_gaussian, dot_product, concatenation, got",
+    "--model.blocks.pairwise=cosine": "pairwise must be one of gaussian, embedded_gaussian, dot_product, concatenation",
     "--model.backbone=resnet5O": "unknown backbone 'resnet5O'",
-    "--model.window=[5,5]": "window (5, 5) does not divide the input's size (12, 12)",
-    "--model.blocks={layer9: 1}": "no stage 'layer9' in LocalConvNet; places: layer1",
+    "--model.blocks.window=[5,5]": "window (5, 5) does not divide the input's size (12, 12)",
+    "--model.blocks.at={layer9: 1}": "no stage 'layer9' in LocalConvNet; places: layer1",
     "--config=nope.yaml": "no config file 'nope.yaml'",
     "--model.num_classes=7": "--model.num_classes comes from the data and cannot be set",
-    "--model.class_weights=[1]": "class_weights must be 2 numbers above 0, one a class, got [1.0]",
+    "--model.loss.class_weights=[1]": "loss.class_weights must be 2 numbers, one for each class, got 1 numbers",
     "--model.weights=nope.pt": "no weight file 'nope.pt'; a file, or one of efficientnet_lite0",
 }
 YAMLS = {
+    "model:\n  init_args:\n    blocks:\n      pol: 2\n": MODEL + "no argument 'blocks.pol'; nearest: blocks.pool",
     "model:\n  a: [1,\n  b": "bad.yaml, line 3, column 4: expected ',' or ']'",
-    "trainer:\n  max_epocs: 3\n": "no key 'trainer.max_epocs'; nearest: --trainer.max_epochs",
+    "trainer:\n  max_epocs: 3\n": "no argument --trainer.max_epocs; nearest: --trainer.max_epochs",
     "model:\n  init_args:\n    input_size: [3, 7, 7]\n": "bad.yaml: model.init_args.input_size comes from the data",
-    "model:\n  init_args:\n    pairwize: a\n": "model: ImageClassification: no argument 'pairwize'; nearest: pairwise",
+    "model:\n  init_args:\n    pairwize: a\n": MODEL + "no argument 'pairwize'; nearest: blocks.pairwise",
 }
 
 
@@ -80,8 +87,8 @@ def test_a_network_that_is_not_for_the_data(capsys):
 
 def test_debug_shows_the_traceback(monkeypatch):
     monkeypatch.setenv("JSONARGPARSE_DEBUG", "1")
-    with pytest.raises(ValueError, match="lr must not be negative"):
-        main(["fit", "--config", CONFIG, "--model.lr=-1"])
+    with pytest.raises(ValueError, match=r"optimizer\.lr must be at least 0"):
+        main(["fit", "--config", CONFIG, "--model.optimizer.lr=-1"])
 
 
 def test_checkpoints_that_do_not_fit(tmp_path, capsys):
@@ -91,7 +98,7 @@ def test_checkpoints_that_do_not_fit(tmp_path, capsys):
     other = tmp_path / "other.ckpt"
     network = LocalConvNet(5)
     torch.save({"state_dict": {f"network.{name}": value for name, value in network.state_dict().items()}}, other)
-    message = checkpoint_error(capsys, str(other), "--model.blocks=none")
+    message = checkpoint_error(capsys, str(other), "--model.blocks.at=none")
     assert "network.fc.weight (5, 32), here (2, 32)" in message
     assert "no weight file" in checkpoint_error(capsys, str(tmp_path / "none.ckpt"))
     assert "no checkpoint that can be read in runs/cued_digits/new/checkpoints" in checkpoint_error(capsys, "last")
@@ -105,10 +112,10 @@ def checkpoint_error(capsys, path, *words):
 
 
 def test_a_process_ends_with_code_2_and_one_line_on_stderr():
-    command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", CONFIG, "--model.lr=-1"]
+    command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", CONFIG, "--model.optimizer.lr=-1"]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr == "train.py: error: lr must not be negative, got -1.0\n"
+    assert ended.stderr == "train.py: error: optimizer.lr must be at least 0, got -1.0\n"
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from nonlocal_nets.run.summary import Summary
-from nonlocal_nets.tasks import ImageClassification
+from nonlocal_nets.tasks import Blocks, ImageClassification
 
 
 @pytest.fixture
@@ -49,8 +49,9 @@ def test_fit_validate_and_test(tmp_path, said):
         callbacks=[Summary(), checkpoint],
         enable_progress_bar=False,
         enable_model_summary=False,
+        default_root_dir=tmp_path / "run",
     )
-    model = ImageClassification(3, "local_convnet", (3, 16, 16), blocks="layer3")
+    model = ImageClassification(3, "local_convnet", (3, 16, 16), blocks=Blocks(at="layer3"))
     trainer.fit(model, loader(10), loader(6))
     fit = said()
     assert fit["folder"] == str(tmp_path / "run")
@@ -81,7 +82,7 @@ def test_time_of_validation_is_not_time_of_training(tmp_path, said, monkeypatch)
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    model = ImageClassification(3, "local_convnet", (3, 16, 16), blocks="none")
+    model = ImageClassification(3, "local_convnet", (3, 16, 16), blocks=Blocks(at="none"))
     trainer.fit(model, loader(12), loader(4))
     # ticks of 10 s: set-up, sanity check, training starts, validation starts, it ends, fit ends: 30 s less 10 s
     assert said()["speed"] == "0.6 samples/s in training (12 samples)"

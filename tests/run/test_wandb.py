@@ -29,7 +29,13 @@ def test_the_offline_run_holds_config_curves_and_summary(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, value in {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}.items():
         monkeypatch.setenv(name, value)
-    small = ["--data.train_samples=12", "--data.batch_size=4", "--trainer.limit_val_batches=1", "--model.lr=0.002"]
+    small = [
+        "--data.train_samples=12",
+        "--data.batch_size=4",
+        "--trainer.limit_val_batches=1",
+        "--model.optimizer.lr=0.002",
+    ]
+    small += ["--model.optimizer.lr=0.002"]
     words = [*small, "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"]
     cli = main(["fit", "--config", CONFIG, *words, "--id=logged", "--trainer.logger=WandbLogger"])
     folder, metrics = cli.run_folder, cli.trainer.callback_metrics

@@ -5,7 +5,7 @@ import torch
 
 import nonlocal_nets as nln
 from nonlocal_nets.nn.backbones.image import LocalConvNet
-from nonlocal_nets.tasks import ImageClassification
+from nonlocal_nets.tasks import Blocks, ImageClassification
 from nonlocal_nets.weights import load_weights
 
 
@@ -50,10 +50,12 @@ def test_a_nonlocal_net_starts_from_its_baseline(saved):
 
 
 def test_a_checkpoint_of_a_task(tmp_path):
-    task = ImageClassification(2, "local_convnet", (3, 16, 16), blocks="layer3")
+    task = ImageClassification(2, "local_convnet", (3, 16, 16), blocks=Blocks(at="layer3"))
     torch.save({"state_dict": task.state_dict(), "epoch": 3}, tmp_path / "last.ckpt")
     torch.manual_seed(5)
-    again = ImageClassification(2, "local_convnet", (3, 16, 16), blocks="layer3", weights=str(tmp_path / "last.ckpt"))
+    again = ImageClassification(
+        2, "local_convnet", (3, 16, 16), blocks=Blocks(at="layer3"), weights=str(tmp_path / "last.ckpt")
+    )
     assert all(torch.equal(a, b) for a, b in zip(task.network.parameters(), again.network.parameters(), strict=True))
     assert again.report.endswith(f"weights of {tmp_path / 'last.ckpt'}")
 

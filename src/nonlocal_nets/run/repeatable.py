@@ -2,15 +2,11 @@
 
 import os
 import random
-import warnings
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-
-# Lightning cannot know that the order of the samples is resumed here.
-warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
 
 
 class Repeatable(pl.Callback):

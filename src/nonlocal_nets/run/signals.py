@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
-from nonlocal_nets.callbacks.run_folder import run_folder
+from nonlocal_nets.run.checkpoints import LastCheckpoint
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
@@ -45,7 +45,8 @@ class SaveOnSignal(pl.Callback):
             return
         requeue = trainer.strategy.reduce_boolean_decision(self.received == signal.SIGUSR1, all=False)
         told = signal.SIGUSR1 if requeue else signal.SIGTERM
-        path = run_folder(trainer) / "checkpoints" / "last.ckpt"
+        (last,) = (callback for callback in trainer.callbacks if isinstance(callback, LastCheckpoint))  # type: ignore[attr-defined]
+        path = last.path
         trainer.save_checkpoint(path)
         rank_zero_info(f"{told.name}: saved {path} after step {trainer.global_step}")
         if trainer.is_global_zero and "SLURM_JOB_ID" in os.environ and (requeue or preempted()):
