@@ -54,7 +54,7 @@ def test_a_network_that_looks_at_values_has_none():
 
 
 class Task(pl.LightningModule):
-    """Samples are halves of what the batch has; evaluation has two views of each as samples of the network."""
+    """Samples are halves of what the batch has; evaluation has three views of each as samples of the network."""
 
     def __init__(self):
         super().__init__()
@@ -64,7 +64,7 @@ class Task(pl.LightningModule):
         return len(batch["x"]) // 2
 
     def inputs(self, batch, stage):
-        return batch["x"] if stage == "train" else batch["x"].repeat_interleave(2, 0)
+        return batch["x"] if stage == "train" else batch["x"].repeat_interleave(3, 0)
 
     def training_step(self, batch, batch_idx):
         return self.network(self.inputs(batch, "train")).square().mean()
@@ -110,12 +110,12 @@ def test_what_is_logged(tmp_path):
     assert (seen["train/batches"], seen["train/samples"]) == (8, 16)
     assert (seen["test/batches"], seen["test/samples"]) == (4, 8)
     layer = 2 * 4 * 64 * 3 * 5  # of 4 images
-    for stage, views, passes in (("train", 1, 2), ("validate", 2, 1), ("test", 2, 1)):
+    for stage, views, passes in (("train", 1, 2), ("validate", 3, 1), ("test", 3, 1)):
         batches = seen[f"{stage}/device/batches_per_sec"]
         assert seen[f"{stage}/device/samples_per_sec"] == pytest.approx(2 * batches)
         assert seen[f"{stage}/device/items_per_sec"] == pytest.approx(views * 4 * 64 * batches)
         assert seen[f"{stage}/device/flops_per_sec"] == pytest.approx(passes * views * layer * batches)
-    assert task.flops_per_batch == 2 * layer
+    assert task.flops_per_batch == 3 * layer
     trainer.predict(task, loader, return_predictions=False)
 
 

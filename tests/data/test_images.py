@@ -316,6 +316,7 @@ def test_predict_without_images_and_on_a_corrupt_one(files, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"no image in .*empty: expected files that end in \.jpg"):
         Squares(files, path=str(tmp_path / "empty"))
+    data = Squares(files, path=str(files[0].parent), corrupt="replace", max_corrupt=0.5)
     spoil(files[3], "text")
     with pytest.raises(CorruptImageError, match=str(files[3])):
-        list(Squares(files, path=str(files[3]), corrupt="replace", max_corrupt=0.5).predict_dataloader())
+        list(data.predict_dataloader())

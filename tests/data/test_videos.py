@@ -425,5 +425,6 @@ def test_predict_without_videos_and_on_a_corrupt_one(files, tmp_path):
     with pytest.raises(ValueError, match=r"no video in .*empty: expected files that end in \.mp4"):
         Films(files, path=str(tmp_path / "empty"))
     spoil(files[3], "text")
+    data = Films(files, path=str(files[0].parent), corrupt="replace", max_corrupt=0.5)
     with pytest.raises(CorruptVideoError, match=str(files[3])):
-        list(Films(files, path=str(files[3]), corrupt="replace", max_corrupt=0.5).predict_dataloader())
+        list(data.predict_dataloader())
