@@ -200,10 +200,10 @@ def test_best_where_the_last_checkpoint_is_none(capsys):
     last.write_bytes(b"torn")
     assert f"'{last}' is not a checkpoint" in checkpoint_error(capsys, "best")
     torch.save({"state_dict": {}, "callbacks": {}}, last)
-    assert f"{last} tells of no best checkpoint" in checkpoint_error(capsys, "best")
+    assert f"{last} records no best checkpoint" in checkpoint_error(capsys, "best")
 
 
-@pytest.mark.filterwarnings("ignore:.*is not a checkpoint.*the one before it is taken")
+@pytest.mark.filterwarnings("ignore:.*is not a checkpoint.*taking the one before it")
 def test_where_all_checkpoints_are_torn_a_run_does_not_begin_again(capsys):
     folder = Path("runs/cued_digits/torn/checkpoints")
     folder.mkdir(parents=True)

@@ -207,7 +207,7 @@ def test_a_torn_last_checkpoint_is_passed_over(capsys, caplog):
     expected = weights("whole")
     last = folder / "last.ckpt"
     last.write_bytes(last.read_bytes()[:1000])
-    with pytest.warns(UserWarning, match=f"'{last}' is not a checkpoint: .*; the one before it is taken"):
+    with pytest.warns(UserWarning, match=f"'{last}' is not a checkpoint: .*; taking the one before it"):
         cli_again = main([*WORDS, "--id=whole", "--ckpt_path=last"])
     (best,) = folder.glob("epoch=*.ckpt")
     assert f"--ckpt_path=last: {best}" in caplog.text
@@ -217,7 +217,7 @@ def test_a_torn_last_checkpoint_is_passed_over(capsys, caplog):
 
 def test_the_first_start_with_last_begins(caplog):
     main([*WORDS, "--id=new", "--ckpt_path=last", "--trainer.max_epochs=1"])
-    assert "none in runs/cued_digits/new/checkpoints yet, the run starts" in caplog.text
+    assert "none in runs/cued_digits/new/checkpoints yet, starting the run" in caplog.text
 
 
 def test_a_full_disk_ends_the_run_with_one_line(monkeypatch, capsys):
