@@ -1,7 +1,7 @@
-"""Above some N the time a position grows: each large tensor is fresh memory, and its first touch is a page fault.
+"""Table "allocator": why the time per position grows above some N, and which settings of the allocator prevent it.
 
-glibc hands what is larger than 32 MiB back to the system at once. Measured in processes of their own, for an allocator
-reads its settings when it starts.
+glibc returns tensors of more than 32 MiB to the system when they are freed, and every page of the next one is a page
+fault. An allocator reads its settings when it starts, so that each one is measured in a new process.
 """
 
 import json
@@ -12,37 +12,37 @@ import subprocess
 import sys
 import time
 
-from benchmarks.measure import MODES, Place, table
-from benchmarks.peers import make_block
+from benchmarks.contestants import make_block
+from benchmarks.measure import MODES, Target, markdown, note
 
 SETTINGS = {
-    "as it comes": {},
+    "default": {},
     "huge pages": {"THP_MEM_ALLOC_ENABLE": "1"},  # torch's own switch, which train.py sets
     "memory kept": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**40)},
 }
 SIZES = (65_536, 262_144)
 
 
-def allocator(_place: Place, rounds: int = 3) -> str:
-    """Time and page faults a position, forward + backward, C = 64, under three settings of the allocator."""
+def table(_target: Target, rounds: int = 3) -> str:
+    """Time and page faults per position, forward + backward, C = 64, with three settings of the allocator."""
     rows = []
     for name in ("dot_product", "concatenation"):
         measured: dict[str, list[dict[str, list[float]]]] = {setting: [] for setting in SETTINGS}
         for _ in range(rounds):
-            for setting, words in SETTINGS.items():
-                print(f"allocator: {name} {setting}", file=sys.stderr, flush=True)
+            for setting, variables in SETTINGS.items():
+                note(f"allocator: {name} {setting}")
                 child = [sys.executable, "-m", "benchmarks.allocator", name]
-                done = subprocess.run(child, env=os.environ | words, capture_output=True, check=True, text=True)
+                done = subprocess.run(child, env=os.environ | variables, capture_output=True, check=True, text=True)
                 measured[setting].append(json.loads(done.stdout))
-        base = _median(measured["as it comes"], SIZES[1], 0)
+        base = _median(measured["default"], SIZES[1], 0)
         for setting, runs in measured.items():
             small, large = (_median(runs, n, 0) for n in SIZES)
             faults = " and ".join(f"{_median(runs, n, 1):.2f}" for n in SIZES)
             peak = f"{_median(runs, SIZES[1], 2):.0f}"
             rows.append([name, setting, f"{large / small:.2f}", faults, f"{large / base:.2f}", peak])
     few, many = (f"{n:,}" for n in SIZES)
-    head = ["function", "memory", f"time a position at {many} over {few}", "page faults a position there"]
-    return table([*head, f"time at {many} over that as it comes", "peak, MiB"], rows)
+    head = ["function", "memory", f"time per position at {many} over {few}", "page faults per position there"]
+    return markdown([*head, f"time at {many} over the default's", "peak, MiB"], rows)
 
 
 def _median(runs: list[dict[str, list[float]]], n: int, column: int) -> float:
@@ -50,14 +50,14 @@ def _median(runs: list[dict[str, list[float]]], n: int, column: int) -> float:
 
 
 def child(name: str) -> dict[int, list[float]]:
-    """Of each N: seconds and page faults a position, and the peak of the process so far in MiB."""
+    """Seconds and page faults per position, and the peak of the process so far in MiB, for each N."""
     call = MODES["forward + backward"](make_block(64, {"pairwise": name}))
     found = {}
     for n in SIZES:
-        call(Place().random((1, 64, n)))
+        call(Target().random((1, 64, n)))
         before, times = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, []
         for _ in range(7):
-            x = Place().random((1, 64, n))
+            x = Target().random((1, 64, n))
             started = time.perf_counter()
             call(x)
             times.append(time.perf_counter() - started)

@@ -1,4 +1,4 @@
-"""Shapes: the paper's, a detector's, and plain ones in one and two dimensions."""
+"""Input shapes: the paper's, a detector's, and others of one and two axes."""
 
 from typing import NamedTuple
 

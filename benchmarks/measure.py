@@ -1,7 +1,7 @@
-"""Side by side in one run: contestants in turn, so that only neighbours in time are compared; peak memory each alone.
+"""Time of contestants, which take turns in one process, and peak memory of each in a process of its own.
 
-A machine that is shared changes its speed within minutes. So a ratio is taken of two calls of the same round, and what
-is printed is the median over the rounds, with the first and third quartile.
+The speed of a shared machine changes within minutes. So each ratio is that of two calls of the same round; printed are
+the median over the rounds and the first and third quartile.
 """
 
 import ctypes
@@ -9,6 +9,7 @@ import multiprocessing
 import random
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,7 +22,7 @@ Call = Callable[[Tensor], Any]
 
 
 class Ratio(NamedTuple):
-    """Of the times of two contestants, round by round: quartiles."""
+    """Quartiles of the ratio of two contestants' times in the same round."""
 
     low: float
     median: float
@@ -32,18 +33,18 @@ class Ratio(NamedTuple):
 
 
 def forward(module: Call) -> Call:
-    """A call without a gradient."""
+    """The forward pass without a gradient."""
     return torch.no_grad()(module)
 
 
 def training(module: Call) -> Call:
-    """Forward and backward, to the input and to all parameters."""
+    """The forward pass and the backward pass to the input and all parameters."""
 
     def step(x: Tensor) -> None:
         for parameter in getattr(module, "parameters", list)():
             parameter.grad = None
         y = module(x.requires_grad_())
-        y.backward(torch.ones_like(y))  # a gradient in memory, as a layer above gives; that of a sum has strides of 0
+        y.backward(torch.ones_like(y))  # a gradient in memory, as of a next layer; that of y.sum() has strides of 0
 
     return step
 
@@ -51,8 +52,8 @@ def training(module: Call) -> Call:
 MODES = {"forward": forward, "forward + backward": training}
 
 
-class Place(NamedTuple):
-    """Where and in which dtype is measured."""
+class Target(NamedTuple):
+    """The device and dtype that are measured."""
 
     device: str = "cpu"
     dtype: torch.dtype = torch.float32
@@ -61,30 +62,30 @@ class Place(NamedTuple):
         return torch.randn(shape, device=self.device, dtype=self.dtype)
 
     def wait(self) -> None:
-        """Until the device has done what it was given."""
+        """Wait until the device has finished."""
         if self.device != "cpu":
             torch.accelerator.synchronize()
 
 
-CPU = Place()
+CPU = Target()
 
 
 def in_turn(
-    calls: dict[str, Call], shape: tuple[int, ...], seconds: float, least: int = 5, place: Place = CPU
+    calls: dict[str, Call], shape: tuple[int, ...], seconds: float, least: int = 5, target: Target = CPU
 ) -> dict[str, list[float]]:
-    """Times in seconds of each call on fresh random inputs, in rounds of a random order, after one for warm-up.
+    """Times in seconds of each call on new random inputs, in rounds of a random order.
 
-    Rounds go on until `seconds` have passed, at least `least` of them.
+    After a first round for warm-up there are rounds until `seconds` have passed, and at least `least`.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for number in _rounds(seconds, least):
         for name in random.sample(sorted(calls), len(calls)):
-            x = place.random(shape)
-            place.wait()
+            x = target.random(shape)
+            target.wait()
             started = time.perf_counter()
             calls[name](x)
-            place.wait()
-            if number:  # the first is for warm-up
+            target.wait()
+            if number:  # not of the warm-up
                 times[name].append(time.perf_counter() - started)
     return times
 
@@ -97,7 +98,7 @@ def _rounds(seconds: float, least: int) -> Iterator[int]:
 
 
 def ratio(numerator: list[float], denominator: list[float]) -> Ratio:
-    """Quartiles of the ratios of two contestants' times of the same rounds."""
+    """Quartiles of the ratio of two contestants' times in the same round."""
     low, median, high = statistics.quantiles([a / b for a, b in zip(numerator, denominator, strict=True)], n=4)
     return Ratio(low, median, high)
 
@@ -105,23 +106,23 @@ def ratio(numerator: list[float], denominator: list[float]) -> Ratio:
 Make = Callable[..., tuple[Call, tuple[int, ...]]]
 
 
-def peak_memory(make: Make, *arguments: Any, place: Place = CPU) -> float:
-    """MiB by which a call raises the peak above that of a small call: of the device, or of a process of its own.
+def peak_memory(make: Make, *arguments: Any, target: Target = CPU) -> float:
+    """Peak memory of a call in MiB, above the peak of a small call: of the device, or on a CPU of a new process.
 
-    Of three processes the median: where freed pages go differs from one to the next, by up to a third.
+    On a CPU the median of three processes, which differ by up to a third in when freed pages are returned.
 
     Args:
-        make: a function of a module, `make(*arguments, place) -> (call, shape of its input)`; all of them are sent to
-            the process.
+        make: `make(*arguments, target)` returns a call and the shape of its input. It and its arguments are sent to the
+            process, so that it must be a function of a module.
     """
-    if place.device != "cpu":
-        return _peak_of_device(make, *arguments, place)
-    return statistics.median(_peak_alone(make, *arguments, place) for _ in range(3))
+    if target.device != "cpu":
+        return _peak_of_device(make, *arguments, target)
+    return statistics.median(_peak_alone(make, *arguments, target) for _ in range(3))
 
 
 def _peak_alone(make: Make, *arguments: Any) -> float:
-    context = multiprocessing.get_context("forkserver")  # its server imports torch once, and computes nothing itself
-    context.set_forkserver_preload(["benchmarks.tables", "timm.layers", "mmcv.cnn"])
+    context = multiprocessing.get_context("forkserver")  # a server that imports torch once and computes nothing
+    context.set_forkserver_preload(["benchmarks.peers", "timm.layers", "mmcv.cnn"])
     receive, send = context.Pipe(duplex=False)
     process = context.Process(target=_peak_of_process, args=(send, torch.get_num_threads(), make, *arguments))
     process.start()
@@ -129,7 +130,7 @@ def _peak_alone(make: Make, *arguments: Any) -> float:
     try:
         mebibytes: float = receive.recv()
     except EOFError as error:
-        raise RuntimeError(f"the process that measures {arguments} ended without a figure") from error
+        raise RuntimeError(f"the process that measures {arguments} ended without a result") from error
     finally:
         process.join()
     return mebibytes
@@ -138,7 +139,8 @@ def _peak_alone(make: Make, *arguments: Any) -> float:
 def _peak_of_process(send: Any, threads: int, make: Make, *arguments: Any) -> None:
     torch.set_num_threads(threads)
     call, shape = make(*arguments)
-    call(arguments[-1].random((1, *shape[1:2], *(min(4, size) for size in shape[2:]))))  # loads code, takes workspaces
+    small = (1, *shape[1:2], *(min(4, size) for size in shape[2:]))
+    call(arguments[-1].random(small))  # loads code, allocates workspaces
     x = arguments[-1].random(shape)
     before = _reset_peak()
     call(x)
@@ -146,8 +148,10 @@ def _peak_of_process(send: Any, threads: int, make: Make, *arguments: Any) -> No
 
 
 def _reset_peak() -> int:
-    """Make what the process holds now its peak, in KiB: a forked one starts with a higher peak, below which small calls
-    would stay unseen. Pages of freed tensors go back first. Linux only; elsewhere the peak stays as it is."""
+    """Reset the peak to the memory that the process holds now, in KiB, after freed pages have been returned.
+
+    A forked process starts with a higher peak, which would hide a small call. Only Linux can do this.
+    """
     clear = Path("/proc/self/clear_refs")
     if clear.exists():
         ctypes.CDLL(None).malloc_trim(0)
@@ -156,7 +160,7 @@ def _reset_peak() -> int:
 
 
 def _peak() -> int:
-    """KiB, of this process: Linux's own resettable figure, or the peak since its start."""
+    """Peak memory of this process in KiB; since its last reset on Linux, since its start elsewhere."""
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -166,7 +170,7 @@ def _peak() -> int:
 def _peak_of_device(make: Make, *arguments: Any) -> float:
     call, shape = make(*arguments)
     x = arguments[-1].random(shape)
-    call(x)  # takes workspaces
+    call(x)  # allocates workspaces
     torch.accelerator.reset_peak_memory_stats()
     before = torch.accelerator.memory_allocated()
     call(x)
@@ -174,7 +178,12 @@ def _peak_of_device(make: Make, *arguments: Any) -> float:
     return mebibytes
 
 
-def table(head: list[str], rows: list[list[Any]]) -> str:
-    """Markdown."""
+def note(text: str) -> None:
+    """Print to stderr what is being measured."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def markdown(head: list[str], rows: list[list[Any]]) -> str:
+    """A table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)

@@ -1,153 +1,107 @@
-"""What others offer for the same computation, with the weights of one of our blocks, so that outputs are equal.
-
-Each peer is a function of a block; it gives a module, or None where the peer has no such block. All end with batch norm
-in training mode and a residual, as the block does.
-"""
+"""Table "peers": how much longer each peer takes than we do, and its peak memory."""
 
 import math
-import warnings
-from collections.abc import Callable
-from contextlib import suppress
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from nonlocal_nets import NonLocalBlock
+from benchmarks.cases import CASES, Case
+from benchmarks.contestants import contestants, make_block, map_bytes
+from benchmarks.measure import MODES, Call, Target, in_turn, markdown, note, peak_memory, ratio
+from nonlocal_nets import PAIRWISE, NonLocalBlock
 
-
-class Equation(nn.Module):
-    """Eq. 1 as one writes it down with torch's operators: the map, its normalisation, the product with g."""
-
-    def __init__(self, block: NonLocalBlock) -> None:
-        super().__init__()
-        self.block = block
-
-    def forward(self, x: Tensor) -> Tensor:
-        b = self.block
-        x_BNC = x.flatten(2).transpose(1, 2)
-        keys = x if b.pool is None else getattr(F, f"max_pool{x.ndim - 2}d")(x, b.pool)
-        keys_BMC = keys.flatten(2).transpose(1, 2)
-        name = getattr(b.pairwise, "name", "")
-        if name == "gaussian":
-            f = (x_BNC @ keys_BMC.transpose(1, 2)).softmax(2)
-        elif name == "concatenation":
-            w_query, w_key = b.w_f.weight.chunk(2, 1)  # the sum, not the (2 d, N, M) tensor of the literal equation
-            a, c = _linear(b.theta, x_BNC) @ w_query.T, _linear(b.phi, keys_BMC) @ w_key.T
-            f = torch.relu(a + c.transpose(1, 2)) / c.shape[1]
-        else:
-            f = _linear(b.theta, x_BNC) @ _linear(b.phi, keys_BMC).transpose(1, 2)
-            f = f / f.shape[2] if name == "dot_product" else (f * b.pairwise.logit_scale).softmax(2)
-        u = b.out(f @ _linear(b.g, keys_BMC))
-        return x + b.norm(u.transpose(1, 2)).view_as(x)
+LARGEST_MAP = 4 * 2**30  # bytes; a peer with a larger map is not measured
+LONGEST = 8e10  # multiply-adds of a call on the CPU; a case with more is left out
+LONGEST_PEER = 2e11  # the same for a peer, whose cell then says so
+PEERS = ("equation", "timm", "mmcv", "attention")
 
 
-def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
-    """Not by the layer's own forward, which is part of what is compared."""
-    return F.linear(x, layer.weight, layer.bias)
+def table(target: Target, seconds: float = 0.3) -> str:
+    """A row per case, block and mode; 2.00 means twice our time."""
+    head = ["function", "case", "batch", "mode", *(f"{name}, time" for name in PEERS)]
+    head += ["ours, MiB", *(f"{name}, MiB" for name in PEERS)]
+    rows = []
+    for case in CASES:
+        for arguments in variants(case):
+            for mode in MODES:
+                rows.append(compare(case, arguments, mode, seconds, target))
+                note(" | ".join(rows[-1]))  # the table is printed at the end, after an hour
+    return markdown(head, [row for row in rows if row])
 
 
-class Timm(nn.Module):
-    """timm's NonLocalAttn: two axes, embedded Gaussian, no subsampling."""
-
-    def __new__(cls, block: NonLocalBlock, axes: int) -> Any:
-        from timm.layers import NonLocalAttn
-
-        if axes != 2 or block.pool is not None or block.pairwise.name != "embedded_gaussian":
-            return None
-        peer = NonLocalAttn(block.channels, use_scale=False, rd_channels=block.inner_channels)
-        peer.scale = block.pairwise.logit_scale
-        for name, layer in (("t", block.theta), ("p", block.phi), ("g", block.g), ("z", block.out)):
-            _copy(layer, getattr(peer, name))
-        peer.norm.weight.data.copy_(block.norm.weight)
-        return peer
+def variants(case: Case) -> list[dict[str, Any]]:
+    """The arguments of the blocks that a case is measured with: the four functions, and what torch's attention does."""
+    pools = {"pool": case.pool}
+    rows = [{"pairwise": name, **pools} for name in PAIRWISE]
+    if case.pool is not None:  # mmcv pools after phi and g
+        rows += [{"pairwise": name, **pools, "pool_position": "embedding"} for name in PAIRWISE if name != "gaussian"]
+    return [*rows, {"pairwise": "embedded_gaussian", **pools, "scale": True, "inner_channels": case.channels}]
 
 
-class Mmcv(nn.Module):
-    """mmcv's NonLocal1d, 2d and 3d: all four functions, subsampling of phi and g by (1, 2, 2)."""
-
-    def __new__(cls, block: NonLocalBlock, axes: int) -> Any:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from mmcv.cnn.bricks.non_local import NonLocal1d, NonLocal2d, NonLocal3d
-
-        if block.pool is not None and (block.pool_position == "input" or block.pairwise.name == "gaussian"):
-            return None  # it pools after phi and g, and cannot pool where there is no phi
-        peer = (NonLocal1d, NonLocal2d, NonLocal3d)[axes - 1](
-            block.channels,
-            reduction=block.channels // block.inner_channels,
-            use_scale=block.pairwise.logit_scale != 1,
-            mode=block.pairwise.name,
-            sub_sample=block.pool is not None,
-            norm_cfg={"type": f"BN{axes}d"},
-        )
-        pairs = [("g", block.g), ("conv_out", block.out)]
-        pairs += [(name, getattr(block, name)) for name in ("theta", "phi") if hasattr(block, name)]
-        for name, layer in pairs:
-            module = getattr(peer, name)
-            _copy(layer, (module[0] if isinstance(module, nn.Sequential) else module).conv)
-        if hasattr(block, "w_f"):
-            peer.concat_project.conv.weight.data.copy_(block.w_f.weight.view_as(peer.concat_project.conv.weight))
-        peer.conv_out.bn.weight.data.copy_(block.norm.weight)
-        return peer
+def compare(case: Case, arguments: dict[str, Any], mode: str, seconds: float, target: Target) -> list[str]:
+    """One row, empty if the case takes too long."""
+    block = make_block(case.channels, arguments)
+    note(f"{case} {arguments} {mode}")
+    multiply_adds = case.batch * block.multiply_adds(case.size) * (3 if mode != "forward" else 1)
+    if target.device == "cpu" and multiply_adds > LONGEST:
+        return []
+    calls, cells = _calls(case, block, mode, target)
+    block.to(*target)  # `check_equal` left it in float32 on the CPU
+    times = in_turn(calls, (case.batch, case.channels, *case.size), seconds * len(calls), least=3, target=target)
+    cells |= {name: str(ratio(times[name], times["ours"])) for name in calls if name != "ours"}
+    memory = {}
+    if mode != "forward":  # which takes less
+        memory = {name: peak_memory(_peer_call, case, arguments, mode, name, target=target) for name in calls}
+    what = arguments["pairwise"] + (", d = C, scaled" if "scale" in arguments else "")
+    where = case.name + (" after phi and g" if "pool_position" in arguments else "")
+    numbers = [f"{memory[name]:.0f}" if name in memory else "" for name in ("ours", *PEERS)]
+    return [what, where, str(case.batch), mode, *(cells.get(name, "") for name in PEERS), *numbers]
 
 
-class Attention(nn.Module):
-    """torch's MultiheadAttention with one head: embedded Gaussian with scale and d = C."""
-
-    def __init__(self, block: NonLocalBlock) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(block.channels, 1, batch_first=True)
-        layers = (block.theta, block.phi, block.g)
-        self.attention.in_proj_weight.data.copy_(torch.cat([layer.weight for layer in layers]))
-        self.attention.in_proj_bias.data.copy_(torch.cat([layer.bias for layer in layers]))
-        _copy(block.out, self.attention.out_proj)
-        self.norm, self.pool = block.norm, block.pool
-
-    def forward(self, x: Tensor) -> Tensor:
-        x_BNC = x.flatten(2).transpose(1, 2)
-        keys = x if self.pool is None else getattr(F, f"max_pool{x.ndim - 2}d")(x, self.pool)
-        keys_BMC = keys.flatten(2).transpose(1, 2)
-        u, _ = self.attention(x_BNC, keys_BMC, keys_BMC, need_weights=False)
-        return x + self.norm(u.transpose(1, 2)).view_as(x)
-
-
-def _copy(ours: nn.Linear, theirs: Any) -> None:
-    theirs.weight.data.copy_(ours.weight.view_as(theirs.weight))
-    if theirs.bias is not None:
-        theirs.bias.data.copy_(ours.bias)
-
-
-def make_block(channels: int, arguments: dict[str, Any]) -> NonLocalBlock:
-    """One of our blocks that is not the identity: a norm with weight 1."""
-    torch.manual_seed(0)
-    block = NonLocalBlock(channels, **arguments)
-    block.norm.weight.data.fill_(1)  # type: ignore[operator,union-attr]
-    return block
+def _calls(case: Case, block: NonLocalBlock, mode: str, target: Target) -> tuple[dict[str, Call], dict[str, str]]:
+    """The contestants that can be measured, and what the table says of the others."""
+    calls: dict[str, Call] = {}
+    cells: dict[str, str] = {}
+    for name, module in contestants(block, case.size).items():
+        size = map_bytes(name, block, case.batch, case.size)
+        if size > LARGEST_MAP:
+            cells[name] = f"needs {size / 2**30:.0f} GiB"
+            continue
+        longest = LONGEST_PEER if target.device == "cpu" and name != "ours" else math.inf
+        if case.batch * peer_multiply_adds(block, case.size, mode) > longest:
+            cells[name] = "not measured"
+            continue
+        check_equal(module, block, case)
+        call = MODES[mode](module.to(*target))
+        try:
+            call(target.random((case.batch, case.channels, *case.size)))
+        except RuntimeError as error:
+            cells[name] = "fails"
+            note(f"{name} fails: {str(error).splitlines()[0]}")
+            continue
+        calls[name] = call
+    return calls, cells
 
 
-def contestants(block: NonLocalBlock, size: tuple[int, ...]) -> dict[str, nn.Module]:
-    """Our block, and the peers that are installed and can compute the same (`make bench` installs them all)."""
-    makers: dict[str, Callable[[], Any]] = {
-        "timm": lambda: Timm(block, len(size)),
-        "mmcv": lambda: Mmcv(block, len(size)),
-    }
-    if block.pool is None or block.pool_position == "input":
-        makers["equation"] = lambda: Equation(block)
-        if getattr(block.pairwise, "logit_scale", 1) != 1 and block.inner_channels == block.channels:
-            makers["attention"] = lambda: Attention(block)
-    peers: dict[str, Any] = {"ours": block}
-    for name, make in makers.items():
-        with suppress(ModuleNotFoundError):
-            peers[name] = make()
-    return {name: peer for name, peer in peers.items() if peer is not None}
+def check_equal(module: nn.Module, block: nn.Module, case: Case) -> None:
+    """Equal outputs for a small input, in float64: a norm of nearly equal values amplifies the rounding of float32."""
+    x = torch.randn(2, case.channels, *(min(8, size) for size in case.size), dtype=torch.float64)
+    with torch.no_grad():
+        expected = block.to("cpu", torch.float64)(x)
+        torch.testing.assert_close(module.to("cpu", torch.float64)(x), expected, rtol=1e-7, atol=1e-7)
+    block.to(torch.float32)
+    module.to(torch.float32)
 
 
-def map_bytes(name: str, block: NonLocalBlock, batch: int, size: tuple[int, ...]) -> int:
-    """How large the largest tensor of a peer is: the map, or mmcv's (2 d, N, M) of the concatenation."""
+def peer_multiply_adds(block: NonLocalBlock, size: tuple[int, ...], mode: str) -> int:
+    """Multiply-adds of the map and of its product with g."""
     n, m = math.prod(size), math.prod(block.key_size(size))
-    if name in ("ours", "attention"):
-        return 0
-    copies = 2 * block.inner_channels if name == "mmcv" and block.pairwise.name == "concatenation" else 1
-    return 4 * batch * n * m * copies
+    return n * m * (block.pairwise.width + block.inner_channels) * (3 if mode != "forward" else 1)
+
+
+def _peer_call(
+    case: Case, arguments: dict[str, Any], mode: str, name: str, target: Target
+) -> tuple[Call, tuple[int, ...]]:
+    module = contestants(make_block(case.channels, arguments), case.size)[name].to(target.device, target.dtype)
+    return MODES[mode](module), (case.batch, case.channels, *case.size)

@@ -1,4 +1,4 @@
-"""Several processes: what the second one brings here, and what a link between nodes carries, on paper."""
+"""Table "scaling": two processes over one. And, by calculation, what a link between nodes costs (`link`)."""
 
 import csv
 import os
@@ -11,31 +11,31 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import nonlocal_nets as nln
-from benchmarks.measure import Place, ratio, table
+from benchmarks.measure import Target, markdown, ratio
 
 ROOT = Path(__file__).parents[1]
-RUNS = {  # small networks, one thread a process
+RUNS = {  # small networks, one thread per process
     "configs/image/cued_digits.yaml": ["--data.batch_size=64", "--trainer.limit_train_batches=60"],
     "configs/video/cued_clips.yaml": ["--data.batch_size=32", "--trainer.limit_train_batches=40"],
 }
 
 
-def scaling(_place: Place, rounds: int = 3) -> str:
-    """Samples a second of each of two DDP processes over those of one alone, real fits in turn."""
+def table(_target: Target, rounds: int = 3) -> str:
+    """Samples per second of each of two DDP processes over those of a single one; complete fits that take turns."""
     rows = []
-    for config, words in RUNS.items():
+    for config, arguments in RUNS.items():
         rates: dict[int, list[float]] = {1: [], 2: []}
         for _ in range(rounds):
             for processes, mine in rates.items():
-                mine.append(_rate(config, words, processes))
+                mine.append(_rate(config, arguments, processes))
         first, both = sum(rates[1]) / rounds, 2 * sum(rates[2]) / rounds
         rows.append([config, f"{first:.0f}", f"{both:.0f}", ratio(rates[2], rates[1])])
-    return table(["config", "samples a second, 1 process", "2 processes", "efficiency"], rows)
+    return markdown(["config", "samples per second, 1 process", "2 processes", "efficiency"], rows)
 
 
-def _rate(config: str, words: list[str], processes: int) -> float:
-    """Samples a second of one process, over the last batches of a fit."""
-    command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", str(ROOT / config), *words, "--id=run"]
+def _rate(config: str, arguments: list[str], processes: int) -> float:
+    """Samples per second of one process, over the last batches of a fit."""
+    command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", str(ROOT / config), *arguments, "--id=run"]
     command += [
         f"--trainer.devices={processes}",
         "--trainer.strategy=ddp",
@@ -52,9 +52,9 @@ def _rate(config: str, words: list[str], processes: int) -> float:
     return float([rate for rate in seen if rate][-1])
 
 
-NODES, CARDS, LINK = 8, 8, 25e9  # bytes a second between two nodes, in each direction
-CLIPS = 8  # a card, as in the paper
-PEAK, SHARES = 989e12, (0.3, 0.1)  # an H100's bfloat16 operations a second without sparsity, and the shares reached
+NODES, CARDS, LINK = 8, 8, 25e9  # bytes per second between two nodes, in each direction
+CLIPS = 8  # per GPU, as in the paper
+PEAK, SHARES = 989e12, (0.3, 0.1)  # operations per second of an H100 in bfloat16, and two achieved shares
 NETWORKS: dict[str, tuple[str, int, str | None]] = {
     "C2D R50": ("c2d", 50, None),
     "NL C2D R50, 5 blocks": ("c2d", 50, "paper-5"),
@@ -64,8 +64,11 @@ NETWORKS: dict[str, tuple[str, int, str | None]] = {
 }
 
 
-def link(_place: Place | None = None) -> str:
-    """Time of a gradient's all-reduce between nodes beside that of the arithmetic, of the paper's networks; no run."""
+def link(_target: Target | None = None) -> str:
+    """The time of a gradient's all-reduce between nodes beside that of the arithmetic, for the paper's networks.
+
+    A calculation: nothing is run.
+    """
     rows = []
     for name, (arch, depth, blocks) in NETWORKS.items():
         with torch.device("meta"):
@@ -79,12 +82,12 @@ def link(_place: Place | None = None) -> str:
         numbers = [f"{parameters:,}", f"{gradient / 1e6:.0f}", f"{sent / 1e6:.0f}", f"{1e3 * reduce:.1f}"]
         for share in SHARES:
             compute = 3 * CLIPS * counter.get_total_flops() / (share * PEAK)
-            exposed = max(reduce - 2 / 3 * compute, 0)  # what does not hide behind the backward pass
+            exposed = max(reduce - 2 / 3 * compute, 0)  # what the backward pass does not hide
             numbers += [f"{1e3 * compute:.0f}", f"{compute / (compute + exposed):.0%}"]
         rows.append([name, *numbers])
     head = ["network", "parameters", "gradient, MB", "sent by a node, MB", "on the link, ms"]
     shares = [text for share in SHARES for text in (f"arithmetic at {share:.0%} of the peak, ms", "efficiency")]
-    return table([*head, *shares], rows)
+    return markdown([*head, *shares], rows)
 
 
 if __name__ == "__main__":

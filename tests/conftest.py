@@ -4,13 +4,15 @@ import os
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 LEFT_BY_MAIN = ("PL_GLOBAL_SEED", "PL_SEED_WORKERS", "NONLOCAL_NETS_RUN_ID", "WANDB_MODE")
 
 torch.set_num_threads(1)
-settings.register_profile("repeatable", derandomize=True, deadline=None)
-settings.load_profile("repeatable")
+
+# the same examples in every run, and no limits on time, which a busy machine would exceed
+settings.register_profile("tests", derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("tests")
 
 
 def pytest_addoption(parser):

@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say: contestants compute the same, a ratio is of one round, memory is counted."""
+"""The benchmarks: contestants compute the same, a ratio is that of one round, memory is counted."""
 
 import re
 import subprocess
@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from benchmarks import measure, tables
-from benchmarks.__main__ import README, keep, main
+from benchmarks import choice, growth, kernels, measure, peers
+from benchmarks.__main__ import README, TABLES, keep, main
 from benchmarks.cases import CASES, Case
-from benchmarks.peers import contestants, make_block
+from benchmarks.contestants import contestants, make_block
 from benchmarks.scaling import link
 
 ROOT = Path(__file__).parents[1]
@@ -24,7 +24,7 @@ SMALL = [
 @pytest.mark.parametrize("case", SMALL, ids=lambda case: case.name)
 def test_peers_compute_what_we_compute(case):
     seen = set()
-    for arguments in tables.variants(case):
+    for arguments in peers.variants(case):
         block = make_block(case.channels, arguments)
         x = torch.randn(case.batch, case.channels, *case.size)
         for name, peer in contestants(block, case.size).items():
@@ -57,7 +57,7 @@ def test_training_reaches_the_input_and_every_parameter():
     assert all(parameter.grad is not None for parameter in layer.parameters())
 
 
-def make_a_map(mebibytes, _place):
+def make_a_map(mebibytes, _target):
     return (lambda x: torch.ones(x.numel() * 2**18)), (1, 1, mebibytes)
 
 
@@ -68,11 +68,12 @@ def test_peak_memory_is_that_of_the_call():
 
 
 def test_slope_of_a_power():
-    assert tables.slope([1, 2, 4, 8], [3 * n**1.5 for n in (1, 2, 4, 8)]) == pytest.approx(1.5)
+    assert growth.slope([1, 2, 4, 8], [3 * n**1.5 for n in (1, 2, 4, 8)]) == pytest.approx(1.5)
 
 
-def test_every_table_has_its_place(tmp_path):
-    assert set(re.findall(r"<!-- (\w+) -->", README.read_text())) == set(tables.TABLES)
+def test_every_table_has_a_file_and_a_part_of_the_readme(tmp_path):
+    assert set(re.findall(r"<!-- (\w+) -->", README.read_text())) == set(TABLES)
+    assert all((ROOT / "benchmarks" / f"{name}.py").is_file() for name in TABLES)
     (copy := tmp_path / "README.md").write_text("before\n<!-- x -->\nold\n<!-- end of x -->\nafter\n")
     keep("x", "new", copy)
     assert copy.read_text() == "before\n<!-- x -->\nnew\n<!-- end of x -->\nafter\n"
@@ -86,8 +87,8 @@ def test_every_table_has_its_place(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["speed"], "no table speed; there are startup, peers"),
-        (["--dtype", "float16"], "on the CPU float32 is measured, got --dtype float16"),
+        (["speed"], "no table speed; the tables are startup, peers"),
+        (["--dtype", "float16"], "--dtype on a CPU must be float32, got float16"),
         (["--device", "tpu"], "invalid choice: 'tpu'"),
     ],
 )
@@ -106,10 +107,10 @@ import sys
 for name in ("timm", "mmcv", "pytorch_lightning", "torchmetrics", "torchvision", "wandb", "lightning_utilities"):
     sys.modules[name] = None
 import benchmarks.__main__
-from benchmarks import tables
+from benchmarks import choice, compiled, growth, kernels, limit, networks, peers, sequences
 from benchmarks.cases import Case
 from benchmarks.measure import CPU
-print(tables.compare(Case("1-D", 8, (12,)), {"pairwise": "gaussian"}, "forward", ("equation",), 0.01, CPU))
+print(peers.compare(Case("1-D", 8, (12,)), {"pairwise": "gaussian"}, "forward", 0.01, CPU))
 """
     result = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert "'gaussian', '1-D'" in result.stdout
@@ -117,9 +118,9 @@ print(tables.compare(Case("1-D", 8, (12,)), {"pairwise": "gaussian"}, "forward",
 
 @pytest.mark.parametrize("name", ["choice", "kernels"])
 def test_tables_of_the_forms(name, monkeypatch):
-    monkeypatch.setattr(tables, "GRID", [(2, 9, 5, 4)])
-    monkeypatch.setattr(tables, "WIDTHS", (8,))
-    text = tables.TABLES[name](measure.CPU, seconds=0)
+    monkeypatch.setattr(choice, "GRID", [(2, 9, 5, 4)])
+    monkeypatch.setattr(kernels, "WIDTHS", (8,))
+    text = {"choice": choice, "kernels": kernels}[name].table(measure.CPU, seconds=0)
     assert len(text.splitlines()) == (2 + 6 + 2 if name == "choice" else 4)
     assert ("**" if name == "choice" else "flash_attention_for_cpu") in text
 

@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from nonlocal_nets.run.cli import main
-from nonlocal_nets.tasks import Blocks, Loss, Optimizer, Schedule, VideoClassification
+from nonlocal_nets.tasks import VideoClassification
+from tests.build import build
 
 ROOT = Path(__file__).parents[1]
 VIDEO = ROOT / "configs" / "video"
@@ -93,12 +94,6 @@ def test_every_row_is_named_once_with_what_the_paper_reports():
     assert named.keys() == ROWS.keys()
 
 
-def built(arguments):
-    options = {"blocks": Blocks, "loss": Loss, "optimizer": Optimizer, "schedule": Schedule}
-    made = {name: kind(**arguments[name]) for name, kind in options.items()}
-    return VideoClassification(**arguments | made)
-
-
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
 def test_each_resolves_and_its_command_is_true(path, capsys):
     base = "charades" if path.stem.startswith("4") else "kinetics"
@@ -120,14 +115,18 @@ def test_each_resolves_and_its_command_is_true(path, capsys):
 def test_networks_have_the_papers_parameters(name, capsys):
     path = VIDEO / "kinetics.yaml" if name == "kinetics" else VIDEO / "paper" / f"{name}.yaml"
     arguments = resolved(path, capsys)["model"]["init_args"] | {"num_classes": 400, "input_size": (3, 16, 32, 32)}
-    network = built(arguments).network
+    network = build(VideoClassification, arguments).network
     assert sum(p.numel() for p in network.parameters()) == PARAMETERS[name]
 
 
 def test_128_frames_have_groups_of_four_in_res3_only(capsys):
     arguments = resolved(VIDEO / "paper" / "2g_r50_nl_i3d.yaml", capsys)["model"]["init_args"]
     arguments |= {"num_classes": 5, "input_size": (3, 32, 32, 32), "freeze_norm": False}
-    windows = {name: block.window for name, block in built(arguments).named_modules() if name.endswith("non_local")}
+    windows = {
+        name: block.window
+        for name, block in build(VideoClassification, arguments).named_modules()
+        if name.endswith("non_local")
+    }
     assert {name.split(".")[1]: window for name, window in windows.items()} == {
         "layer2": (4, None, None),
         "layer3": None,

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import yaml
 
-from nonlocal_nets.experiments.history import find, history
+from nonlocal_nets.experiments.history import history
 from nonlocal_nets.experiments.sweep.engine import engine
+from nonlocal_nets.run.folder import find
 
 PROJECT = {"id": "1", "name": "project", "entity": {"id": "2", "name": "entity"}}
 

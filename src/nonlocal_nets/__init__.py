@@ -9,6 +9,7 @@ from nonlocal_nets.nn import (
     functional,
     inflate,
     insert,
+    insertion_points,
     remove,
     video_resnet,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "functional",
     "inflate",
     "insert",
+    "insertion_points",
     "remove",
     "video_resnet",
 ]

@@ -12,7 +12,7 @@ import torch
 from nonlocal_nets.experiments import compare
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "image" / "cued_digits.yaml")
-NO_BLOCK = "--model.blocks=none"
+NO_BLOCK = "--model.blocks.at=none"
 SMALL = [
     "--data.train_samples=8",
     "--data.val_samples=4",

@@ -83,9 +83,9 @@ class BlockOracle:
                 keys[cell] = tuple(np.max([self.embed(name, p) for p in members], axis=0) for name in ("phi", "g"))
         return keys, pool
 
-    def window_of(self, place, size, pool):
+    def window_of(self, position, size, pool):
         windows = (self.window,) * len(size) if not isinstance(self.window, tuple) else self.window
-        axes = zip(place, size, windows, pool, strict=True)
+        axes = zip(position, size, windows, pool, strict=True)
         return tuple(0 if w is None or w == s else p // (w // k) for p, s, w, k in axes)
 
     def maps(self, x, mask=None):

@@ -1,7 +1,5 @@
 """Eq. 1 as functions of tensors, against a numpy double sum of the tests' own (oracle.double_sum), in float64."""
 
-import functools
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -23,7 +21,7 @@ def close(a, b, atol=1e-10):
 
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize(("pairwise", "form"), CASES)
-@settings(deadline=None, max_examples=25, derandomize=True)
+@settings(max_examples=25)
 @given(
     b=st.integers(1, 3),
     n=st.integers(1, 7),
@@ -322,7 +320,7 @@ def test_large_logits_do_not_overflow(pairwise, form):
     close(y.double(), double_sum(pairwise, args[0] * 1e4, args[1] * 1e4, args[2]), atol=1e-3)
 
 
-@settings(deadline=None, max_examples=200, derandomize=True)
+@settings(max_examples=200)
 @given(st.sampled_from(PAIRWISE), *[st.integers(0, 2**20) for _ in range(2)], *[st.integers(1, 2**12)] * 3)
 def test_choose_form_never_raises(pairwise, n, m, d, v, batch):
     assert functional.choose_form(pairwise, n, m, d, v, batch) in functional.FORMS[pairwise]
@@ -335,33 +333,72 @@ def test_choose_form_never_builds_a_large_map(pairwise):
 
 
 @pytest.mark.parametrize("pairwise", SOFTMAX)
-def test_choose_form_of_a_softmax(pairwise):
-    """The map where it is small or, by rows, may be kept, or where torch's kernel would pad; above that, tiles where
-    that one would pad much, and where half of the map will do."""
-    choose = functools.partial(functional.choose_form, pairwise)
-    assert choose(196, 196, 64, 64) == "materialised"
-    assert choose(784, 784, 64, 32) == "rows"
-    assert choose(4096, 4096, 256, 256) == "rows"
-    assert choose(4096, 4096, 64, 64) == "rows"
-    assert choose(4096, 4096, 32, 32) == "fused", "narrow: torch's kernel is as fast, and keeps no map"
-    assert choose(8192, 8192, 256, 256) == "fused", "too large a map to keep"
-    assert choose(8192, 8192, 128, 64) == "fused", "likewise"
-    assert choose(8192, 8192, 512, 256) == "tiled", "likewise, and would be padded much"
-    assert choose(784, 784, 512, 256, batch=32) == "rows"
-    assert choose(784, 784, 512, 256, batch=128) == "tiled", "the maps of a batch add up"
-    assert choose(2048, 2048, 64, 32, symmetric=True) == "tiled"
-    assert choose(1024, 1024, 64, 32, symmetric=True) == "rows", "one tile, no image"
-    without_gradient = torch.zeros(1)
-    assert choose(784, 784, 256, 256, 1, without_gradient) == "fused"
-    assert choose(784, 784, 512, 512, 1, without_gradient) == "rows"
-    assert choose(196, 196, 128, 64, 1, without_gradient) == "materialised", "would be padded"
-    assert choose(8192, 8192, 128, 64, 1, without_gradient) == "rows", "nothing is kept"
-    assert choose(16384, 16384, 128, 64, 1, without_gradient) == "fused", "rows of too many keys"
-    assert choose(16384, 16384, 512, 256, 1, without_gradient) == "tiled"
-    assert choose(4096, 4096, 512, 256, 1, without_gradient, True) == "tiled"
-    assert choose(4096, 4096, 64, 32, 1, without_gradient, True) == "rows"
-    for like in (torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1, device="meta")):
-        assert functional.choose_form(pairwise, 784, 784, 512, 256, 1, like) == "fused"
+@pytest.mark.parametrize(
+    ("sizes", "form"),  # n, m, d, v, batch
+    [
+        ((724, 724, 64, 64), "materialised"),  # LARGEST_CACHED_MAP: 2**19, of a sample
+        ((725, 725, 64, 64), "rows"),
+        ((724, 724, 64, 64, 4), "materialised"),  # KEPT_PER_WIDTH["materialised"]: 2**14 * 128, of the batch
+        ((724, 724, 64, 64, 5), "fused"),
+        ((4096, 4096, 64, 64), "rows"),  # KEPT_PER_WIDTH["rows"]: 2**17 * 128
+        ((4096, 4097, 64, 64), "fused"),
+        ((6324, 6324, 256, 256), "rows"),  # LARGEST_KEPT_MAP: 4e7, of the batch
+        ((6325, 6325, 256, 256), "fused"),
+        ((784, 784, 256, 256, 65), "rows"),
+        ((784, 784, 256, 256, 66), "fused"),
+        ((4096, 4097, 64, 32), "rows"),  # a narrow map is kept where torch's kernel would pad
+        ((6325, 6325, 128, 64), "fused"),  # LARGEST_PADDED_WIDTH
+        ((6325, 6325, 129, 64), "tiled"),
+        ((6325, 6325, 64, 129), "tiled"),
+    ],
+)
+def test_thresholds_of_a_softmax_with_a_gradient(pairwise, sizes, form):
+    assert functional.choose_form(pairwise, *sizes) == form
+
+
+@pytest.mark.parametrize("pairwise", SOFTMAX)
+@pytest.mark.parametrize(
+    ("sizes", "form"),
+    [
+        ((196, 196, 512, 512), "fused"),  # torch's kernel keeps nothing and pads nothing
+        ((784, 784, 64, 64), "fused"),
+        ((196, 196, 128, 64), "materialised"),
+        ((9999, 8192, 128, 64), "rows"),  # LONGEST_ROW; nothing is kept, however large the map
+        ((9999, 8193, 128, 64), "fused"),
+        ((9999, 8193, 512, 256), "tiled"),
+    ],
+)
+def test_thresholds_of_a_softmax_without_a_gradient(pairwise, sizes, form):
+    for symmetric in (False, True):
+        assert functional.choose_form(pairwise, *sizes, 1, torch.zeros(1), symmetric) == form
+
+
+@pytest.mark.parametrize("pairwise", SOFTMAX)
+def test_keys_that_are_the_queries_are_tiled_with_a_gradient(pairwise):
+    """From the first map of more than one tile: a single tile has no mirror image."""
+    assert functional.choose_form(pairwise, 1448, 1448, 64, 32, symmetric=True) == "rows"
+    assert functional.choose_form(pairwise, 1449, 1449, 64, 32, symmetric=True) == "tiled"
+    assert functional.choose_form(pairwise, 9999, 9999, 64, 64, symmetric=True) == "tiled"
+
+
+@pytest.mark.parametrize("pairwise", SOFTMAX)
+@pytest.mark.parametrize("like", [torch.zeros(1, dtype=torch.bfloat16), torch.zeros(1, device="meta")], ids=str)
+def test_a_softmax_elsewhere_gets_the_kernel_of_torch(pairwise, like):
+    for n in (2, 784, 9999):
+        assert functional.choose_form(pairwise, n, n, 512, 256, 1, like, symmetric=True) == "fused"
+
+
+def test_threshold_of_the_concatenation():
+    """One sorted position takes as long as 250 entries of the map: 2 N * 250 = N^2 at N = 500."""
+    assert functional.choose_form("concatenation", 500, 500, 1, 64) == "materialised"
+    assert functional.choose_form("concatenation", 501, 501, 1, 64) == "sorted"
+
+
+def test_the_dot_product_takes_the_form_with_fewer_multiply_adds():
+    """(7 + 11) * 3 * 5 = 270 against 7 * 11 * (3 + 5) = 616; at equal counts, the map."""
+    assert functional.choose_form("dot_product", 7, 11, 3, 5) == "associative"
+    assert functional.choose_form("dot_product", 4, 4, 4, 4) == "materialised"
+    assert functional.choose_form("dot_product", 5, 4, 4, 4) == "associative"
 
 
 @pytest.mark.parametrize(
@@ -382,8 +419,11 @@ def test_multiply_adds(pairwise, form, operations, monkeypatch):
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"pairwise": "cosine"}, "'cosine' is not one of gaussian, embedded_gaussian, dot_product, concatenation"),
-        ({"form": "sorted"}, "form 'sorted' is not one of dot_product's: associative, materialised"),
+        (
+            {"pairwise": "cosine"},
+            "one of gaussian, embedded_gaussian, dot_product, concatenation, got 'cosine'",
+        ),
+        ({"form": "sorted"}, "form of dot_product must be one of associative, materialised, got 'sorted'"),
         ({"query": (5, 3)}, r"\(B, N, D\).*\(5, 3\)"),
         ({"key": (2, 7, 4)}, r"do not fit.*\(2, 5, 3\).*\(2, 7, 4\)"),
         ({"key": (1, 7, 3)}, r"\(1, 7, 3\)"),
@@ -392,7 +432,7 @@ def test_multiply_adds(pairwise, form, operations, monkeypatch):
         ({"mask": torch.ones(2, 7)}, r"bool \(2, 7\), got torch.float32 \(2, 7\)"),
         ({"mask": torch.ones(2, 5, dtype=torch.bool)}, r"bool \(2, 7\), got torch.bool \(2, 5\)"),
         ({"scale": 0.5}, "scale is for the softmax functions, not for dot_product; got 0.5"),
-        ({"weight": torch.ones(6)}, "weight is w_f of the concatenation, dot_product has none"),
+        ({"weight": torch.ones(6)}, "weight is w_f of the concatenation; dot_product has none"),
         ({"pairwise": "concatenation"}, r"weight must be \(6,\) for queries of width 3, got none"),
         ({"pairwise": "concatenation", "weight": torch.ones(5)}, r"weight must be \(6,\).*got \(5,\)"),
     ],

@@ -20,7 +20,7 @@ def grids(axes):
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3])
-@settings(deadline=None, max_examples=25, derandomize=True)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_max_pool_is_torch_max_pool(axes, data):
     size, pool = data.draw(grids(axes))
@@ -36,7 +36,7 @@ def cells(size, pool):
         yield cell, tuple(slice(c * k, (c + 1) * k) for c, k in zip(cell, pool, strict=True))
 
 
-@settings(deadline=None, max_examples=25, derandomize=True)
+@settings(max_examples=25)
 @given(grids(4))
 def test_max_pool_of_four_axes(size_pool):
     size, pool = size_pool
@@ -48,7 +48,7 @@ def test_max_pool_of_four_axes(size_pool):
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3, 4])
-@settings(deadline=None, max_examples=15, derandomize=True)
+@settings(max_examples=15)
 @given(data=st.data())
 def test_max_pool_with_a_mask(axes, data):
     """Masked positions, even NaN, do not take part; a cell without a valid position gives zeros."""
@@ -67,7 +67,7 @@ def test_max_pool_without_pooling_is_the_input():
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3, 4])
-@settings(deadline=None, max_examples=25, derandomize=True)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_pool_mask_of_a_padded_sample_is_that_of_the_sample(axes, data):
     """A sample that fills a corner of the grid has the whole cells that it has alone, and no other."""
@@ -96,7 +96,7 @@ def windows(axes):
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3, 4])
-@settings(deadline=None, max_examples=25, derandomize=True)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_windows_are_slices_and_fold_back(axes, data):
     size, window = data.draw(windows(axes))
@@ -108,7 +108,7 @@ def test_windows_are_slices_and_fold_back(axes, data):
 
 
 @pytest.mark.parametrize("axes", [1, 2, 3, 4])
-@settings(deadline=None, max_examples=10, derandomize=True)
+@settings(max_examples=10)
 @given(data=st.data())
 def test_window_index(axes, data):
     size, window = data.draw(windows(axes))

@@ -116,11 +116,11 @@ class Own(nn.Module):
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (SqueezeExcite(), "SqueezeExcite has no 3-D form: its code is for two axes"),
-        (nn.Sequential(Own()), "'0', a Own, has no 3-D form; there are some for .*Conv2d"),
+        (SqueezeExcite(), "SqueezeExcite has no 3-D form: its code expects two axes"),
+        (nn.Sequential(Own()), "'0', a Own, has no 3-D form here, unlike .*Conv2d"),
         (nn.Sequential(nn.InstanceNorm2d(3)), "'0', a InstanceNorm2d, has no 3-D form"),
-        (nn.Sequential(nn.AdaptiveAvgPool2d(3)), "AdaptiveAvgPool2d to 3 has no 3-D form"),
-        (nn.Sequential(nn.Conv2d(3, 3, 3, padding_mode="reflect")), "'reflect|reflect has no 3-D form"),
+        (nn.Sequential(nn.AdaptiveAvgPool2d(3)), "AdaptiveAvgPool2d has a 3-D form here for output size 1 only, got 3"),
+        (nn.Sequential(nn.Conv2d(3, 3, 3, padding_mode="reflect")), "padding .* of reflect has no 3-D form here"),
         (nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2)), "Sequential has no 3-D form"),
     ],
     ids=["its code", "its weights", "a norm", "a pool", "padding", "flatten"],
@@ -135,7 +135,7 @@ def test_what_has_no_3d_form_is_refused(network, message):
     [
         ({"mode": "random"}, "mode must be one of mean, center, got 'random'"),
         ({"temporal": {"0": 2}}, "'0' must be odd, got 2"),
-        ({"temporal": {"layer1.*": 3}}, r"'layer1\.\*' is no convolution; there are 0, 4"),
+        ({"temporal": {"layer1.*": 3}}, r"'layer1\.\*' matches none of the convolutions, such as 0, 4"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

@@ -22,8 +22,8 @@ def padded(draw):
     return torch.randn(size, positions, CHANNELS, generator=generator, dtype=torch.float64), valid
 
 
-def batch_norm(**words):
-    norm = nn.BatchNorm1d(CHANNELS, **words).double()
+def batch_norm(**kwargs):
+    norm = nn.BatchNorm1d(CHANNELS, **kwargs).double()
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)
     return norm

@@ -82,7 +82,7 @@ def masks(data, size):
 @pytest.mark.oracle
 @pytest.mark.parametrize("axes", [1, 2, 3, 4])
 @pytest.mark.parametrize("pairwise", PAIRWISE)
-@settings(deadline=None, max_examples=20, derandomize=True)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_block_is_the_oracle(pairwise, axes, data):
     size, pool, window = data.draw(layouts(axes))
@@ -243,9 +243,9 @@ def oracle_map(oracle, x, mask, cells):
     grid = list(itertools.product(*(range(c) for c in cells)))
     maps, values = np.zeros((len(x), math.prod(size), len(grid))), np.zeros((len(x), len(grid), inner))
     for b, (rows, value) in enumerate(oracle.maps(x, mask)):
-        for i, place in enumerate(np.ndindex(*size)):
+        for i, position in enumerate(np.ndindex(*size)):
             for j, cell in enumerate(grid):
-                maps[b, i, j] = rows[place].get(cell, 0.0)
+                maps[b, i, j] = rows[position].get(cell, 0.0)
         for j, cell in enumerate(grid):
             values[b, j] = value.get(cell, 0.0)
     return torch.from_numpy(maps), torch.from_numpy(values)
@@ -820,11 +820,11 @@ def test_a_small_input_is_copied():
 
 @pytest.mark.oracle
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("words", [{}, {"pool": 2}, {"pool": 2, "pool_position": "embedding"}, {"window": (2, None)}])
+@pytest.mark.parametrize("kwargs", [{}, {"pool": 2}, {"pool": 2, "pool_position": "embedding"}, {"window": (2, None)}])
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("pairwise", PAIRWISE)
-def test_an_input_that_is_not_copied_gives_the_same(pairwise, norm, words, masked, monkeypatch):
-    block, x = make(pairwise, norm=norm, **words), normal(2, C, 4, 6).requires_grad_()
+def test_an_input_that_is_not_copied_gives_the_same(pairwise, norm, kwargs, masked, monkeypatch):
+    block, x = make(pairwise, norm=norm, **kwargs), normal(2, C, 4, 6).requires_grad_()
     mask = (torch.arange(6) < torch.tensor([6, 5])[:, None])[:, None].expand(-1, 4, -1) if masked else None
     results = []
     for viewed in (math.inf, 0):

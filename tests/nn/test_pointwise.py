@@ -50,7 +50,7 @@ def test_second_derivatives(channels_first):
     layer = Pointwise(6, 4).double()
     for x in first_and_last(2, (3,)):
         inputs = x, layer.weight, layer.bias
-        assert torch.autograd.gradgradcheck(lambda *words: linear(*words, channels_first), inputs)
+        assert torch.autograd.gradgradcheck(lambda *args: linear(*args, channels_first), inputs)
 
 
 @pytest.mark.parametrize("frozen", ["weight", "bias"])

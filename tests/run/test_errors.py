@@ -164,8 +164,8 @@ def test_a_corrupt_image_is_replaced_and_counted_up_to_a_share(images, capsys, c
     replace = ["--data.corrupt=replace", "--data.batch_size=3"]  # 15 images: none is dropped
     message = fails(capsys, "fit", *words, *replace, "--data.max_corrupt=0.1")
     assert message.startswith(f"corrupt image {root}/train/bee/")
-    listed = message.partition("2 of 15 images so far, more than max_corrupt=0.1: ")[2].split(", ")
-    assert listed == [f"{root}/train/bee/{k}.jpg" for k in (0, 2)]
+    listed = message.partition("2 of 15 images so far, more than max_corrupt=0.1: ")[2]
+    assert listed == f"{root}/train/bee/0.jpg (+1 more)"
     caplog.clear()
     main(["fit", *words, *replace, "--data.max_corrupt=0.2", "--id=enough"])
     named = [message for message in caplog.messages if message.startswith("corrupt image")]
@@ -200,10 +200,10 @@ def test_best_where_the_last_checkpoint_is_none(capsys):
     last.write_bytes(b"torn")
     assert f"'{last}' is not a checkpoint" in checkpoint_error(capsys, "best")
     torch.save({"state_dict": {}, "callbacks": {}}, last)
-    assert f"{last} tells of no best checkpoint" in checkpoint_error(capsys, "best")
+    assert f"{last} records no best checkpoint" in checkpoint_error(capsys, "best")
 
 
-@pytest.mark.filterwarnings("ignore:.*is not a checkpoint.*the one before it is taken")
+@pytest.mark.filterwarnings("ignore:.*is not a checkpoint.*taking the one before it")
 def test_where_all_checkpoints_are_torn_a_run_does_not_begin_again(capsys):
     folder = Path("runs/cued_digits/torn/checkpoints")
     folder.mkdir(parents=True)

@@ -46,9 +46,9 @@ def test_predict_from_an_mp4_to_a_class_and_the_arrows_of_figure_3(run_folder):
     assert (row["path"], row["class"]) == (str(path), row["class_1"])
     assert row["class"] in ("Archery", "Biking", "Diving")
     assert sum(float(row[f"probability_{k}"]) for k in (1, 2, 3)) == pytest.approx(1, abs=1e-5)
-    with Image.open(run_folder / "attention_arrows-0.png") as picture:
+    with Image.open(run_folder / "attention-0.png") as picture:
         assert min(picture.size) > 100
-    with Image.open(run_folder / "attention_arrows-0.gif") as animation:
+    with Image.open(run_folder / "attention-0.gif") as animation:
         assert animation.n_frames == 8
 
 

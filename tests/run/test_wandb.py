@@ -155,7 +155,7 @@ def wandb_logger(**arguments):
 
 
 def placed(loggers, folder):
-    run_wandb.place(SimpleNamespace(logger=loggers), "digits", "first", folder)
+    run_wandb.complete(SimpleNamespace(logger=loggers), "digits", "first", folder)
 
 
 def test_what_is_left_open_is_of_the_run_and_nothing_else(tmp_path, no_key, monkeypatch):

@@ -25,7 +25,7 @@ def draw(samples: Sequence[Sample], path: Path) -> None:
     from matplotlib.figure import Figure  # no pyplot: needs no display and leaves no global figure behind
 
     titles = list(samples[0].rows)
-    figure = Figure(figsize=(1.6 * len(samples) + 0.6, 1.75 * (1 + len(titles))), layout="constrained")
+    figure = Figure(figsize=(max(1.6 * len(samples) + 0.6, 3.2), 1.75 * (1 + len(titles))), layout="constrained")
     axes = figure.subplots(1 + len(titles), len(samples), squeeze=False)
     for axis, sample in zip(axes[0], samples, strict=True):
         axis.imshow(picture(sample.values).numpy())

@@ -54,7 +54,7 @@ def run(job: Job) -> Result:
     """Fit and test one variant with one seed.
 
     Raises:
-        ExperimentError: the test has no such metric.
+        ExperimentError: the test has no such metric, or the model monitors none.
     """
     fit = ["fit", "--config", job.config, *job.args, "--seed_everything", str(job.seed), "--id", job.id]
     started = time.monotonic()
@@ -62,11 +62,13 @@ def run(job: Job) -> Result:
     seconds = time.monotonic() - started
     tested = announced(["test", "--config", str(folder / "config.yaml"), "--ckpt_path", "best"])
     metrics = tested.trainer.callback_metrics
-    monitored = re.sub("^val/", "test/", getattr(tested.model, "monitor", "val/accuracy"))
+    monitored = re.sub("^val/", "test/", getattr(tested.model, "monitor", ""))
     metric = job.metric or monitored
+    if not metric:
+        raise ExperimentError(f"{type(tested.model).__name__} does not say what it monitors; choose by --metric")
     if metric not in metrics:
         raise ExperimentError(f"no metric {metric!r} after the test; there are: {', '.join(metrics)}")
-    mode = getattr(tested.model, "mode", "max") if metric == monitored else None
+    mode = getattr(tested.model, "mode", None) if metric == monitored else None
     return Result(job.variant, job.seed, metric, mode, float(metrics[metric]), seconds, folder)
 
 

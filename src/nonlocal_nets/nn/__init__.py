@@ -1,9 +1,10 @@
-"""The non-local layer and what puts it into networks. torch only: nothing here knows of data or training."""
+"""The non-local layer, networks with it, and its insertion into any network. Needs torch only."""
 
 from nonlocal_nets.nn import functional
 from nonlocal_nets.nn.backbones.video import video_resnet
 from nonlocal_nets.nn.inflate import inflate, inflate_weights
-from nonlocal_nets.nn.insert import PRESETS, blocks, insert, remove
+from nonlocal_nets.nn.insert import blocks, insert, remove
+from nonlocal_nets.nn.insertion_points import PRESETS, insertion_points
 from nonlocal_nets.nn.nonlocal_block import NonLocalBlock
 from nonlocal_nets.nn.pairwise import (
     PAIRWISE,
@@ -30,6 +31,7 @@ __all__ = [
     "inflate",
     "inflate_weights",
     "insert",
+    "insertion_points",
     "remove",
     "video_resnet",
 ]

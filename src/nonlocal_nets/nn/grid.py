@@ -1,4 +1,4 @@
-"""What is done to the grid of positions: subsampling of the keys and windows. Channels last: (B, *S, C), any S."""
+"""Operations on the grid of positions: subsampling of the keys, and windows. Tensors are (B, *S, C), any S."""
 
 import math
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ Axes = int | Sequence[int | None] | None
 
 
 def per_axis(name: str, given: Axes, axes: int) -> tuple[int | None, ...]:
-    """One entry per axis, from an int (the same for all), a sequence (one each) or None."""
+    """One entry per axis, from an int or None (the same for all axes) or a sequence (one for each)."""
     if given is None or isinstance(given, int):
         return (given,) * axes
     if len(given) != axes:
@@ -20,7 +20,7 @@ def per_axis(name: str, given: Axes, axes: int) -> tuple[int | None, ...]:
 
 
 def pool_sizes(pool: Axes, size: Sequence[int]) -> tuple[int, ...]:
-    """The kernel (and stride) of the subsampling, one entry per axis."""
+    """The kernel, and stride, of the subsampling: one entry per axis."""
     kernel = tuple(k or 1 for k in per_axis("pool", pool, len(size)))
     if any(k > s for k, s in zip(kernel, size, strict=True)):
         raise ValueError(f"pool {kernel} is larger than the input's size {tuple(size)}")
@@ -28,7 +28,7 @@ def pool_sizes(pool: Axes, size: Sequence[int]) -> tuple[int, ...]:
 
 
 def window_sizes(window: Axes, size: Sequence[int], pool: Sequence[int]) -> tuple[int, ...] | None:
-    """The extent of a window, one entry per axis (None: the whole axis), or None if one window spans everything."""
+    """The extent of a window, one entry per axis; None if a single window spans all positions."""
     windows = tuple(s if w is None else w for w, s in zip(per_axis("window", window, len(size)), size, strict=True))
     for s, w, k in zip(size, windows, pool, strict=True):
         if s % w:
@@ -43,9 +43,10 @@ def pooled_sizes(size: Sequence[int], pool: Sequence[int]) -> tuple[int, ...]:
 
 
 def max_pool(x: Tensor, pool: Sequence[int], mask: Tensor | None = None) -> Tensor:
-    """Max over blocks of `pool` positions, (B, *S, C) -> (B, *S // pool, C); a rest is dropped, as by nn.MaxPool3d.
+    """Maximum over cells of `pool` positions, (B, *S, C) -> (B, *S // pool, C).
 
-    With a mask (B, *S), masked positions do not take part; a block without any valid position gives zeros.
+    An incomplete cell at the end of an axis is dropped, as by nn.MaxPool3d. With a mask, bool (B, *S), the maximum is
+    that of the valid positions, and zero in a cell without any.
     """
     if mask is not None:
         x = x.masked_fill(~mask[..., None], -math.inf)
@@ -62,9 +63,10 @@ def max_pool(x: Tensor, pool: Sequence[int], mask: Tensor | None = None) -> Tens
 
 
 def _max_pool_2d(x: Tensor, axis: int, kernel: Sequence[int]) -> Tensor:
-    """Max over blocks of an axis and the one after it by torch's kernel for images, 1.4 to 1.7 times as fast as `amax`.
+    """Maximum over cells of two neighbouring axes by torch's kernel for images, 1.4 to 1.7 times as fast as `amax`.
 
-    Axes before count as samples and axes after as channels; in a view of channels first those before as channels.
+    The axes before these two count as samples and the axes after them as channels; if x is channels first in memory,
+    the axes before count as channels.
     """
     before, after = x.shape[:axis], x.shape[axis + 2 :]
     if len(after) == 1 and not x.is_contiguous():
@@ -76,8 +78,11 @@ def _max_pool_2d(x: Tensor, axis: int, kernel: Sequence[int]) -> Tensor:
 
 
 def pool_mask(mask: Tensor, pool: Sequence[int]) -> Tensor:
-    """Which pooled keys count: bool (B, *S) -> (B, *S // pool). Those that hold a valid position, as far as the
-    sample reaches in whole blocks: the rest is dropped as it is without padding, so that padding changes nothing."""
+    """The valid pooled keys: bool (B, *S) -> (B, *S // pool).
+
+    A cell is valid if it has a valid position and, along each axis, ends before the last valid position of the sample:
+    an incomplete cell is dropped in a padded sample as it is in the sample without padding.
+    """
     pooled = max_pool(mask[..., None].float(), pool)[..., 0] > 0
     for axis, k in enumerate(pool, start=1):
         if k > 1:
@@ -90,7 +95,7 @@ def pool_mask(mask: Tensor, pool: Sequence[int]) -> Tensor:
 
 
 def to_windows(x: Tensor, size: Sequence[int], windows: Sequence[int] | None) -> Tensor:
-    """(B, N, ...) on a grid of `size` -> (B * W, n, ...): the W windows of n positions become samples."""
+    """(B, N, ...) on a grid of `size` -> (B * W, n, ...): each of the W windows, of n positions, becomes a sample."""
     if windows is None:
         return x
     axes = len(size)
@@ -112,7 +117,7 @@ def from_windows(x: Tensor, size: Sequence[int], windows: Sequence[int] | None) 
 
 
 def window_index(size: Sequence[int], windows: Sequence[int], device: torch.device) -> Tensor:
-    """Which window each position lies in: (N,)."""
+    """The number of the window of each position: (N,)."""
     in_window = math.prod(windows)
     number = torch.arange(math.prod(size) // in_window, device=device)
     return from_windows(number[:, None].expand(-1, in_window), size, windows)[0]

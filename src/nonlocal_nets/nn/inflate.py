@@ -1,9 +1,10 @@
-"""2-D networks and their weights made 3-D, so that a video of one image repeated is seen as the image is.
+"""Inflate 2-D networks and their weights to 3-D: a video that repeats one image gives what the image gives.
 
 From Carreira and Zisserman (CVPR 2017), as the paper uses it (Sec. 4): a k x k kernel becomes t x k x k.
 """
 
 import copy
+import difflib
 import fnmatch
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,27 +12,30 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nonlocal_nets.nn.messages import shorten
+
 MODES = ("mean", "center")
 
 
 def inflate(
     network: nn.Module, *, example: Tensor, temporal: Mapping[str, int] | None = None, mode: str = "mean"
 ) -> nn.Module:
-    """A 2-D network with its weights, made 3-D: (B, C, H, W) becomes (B, C, T, H, W); the one given stays as it is.
+    """A 3-D copy of a 2-D network, with its weights: the input (B, C, H, W) becomes (B, C, T, H, W).
 
     Args:
-        network: convolutional, such as timm's ResNets: convolutions, batch norms, pools and layers without axes.
-        example: images (B, C, H, W); of random ones of this shape, a video of each repeated must give what the image
-            gives, before kernels grow in time.
-        temporal: how many frames (odd) the kernels of which convolutions span, by their names, in which * stands for
-            anything: {"layer1.*.conv1": 3}. The others, and all with None, span one.
-        mode: "mean": each of the t planes is the 2-D kernel / t, as in the paper; "center": it is the middle plane and
-            the others are zero. Both see a repeated image as the 2-D network does; at the ends of a clip, where zeros
-            are padded, only "center".
+        network: a convolutional network, such as timm's ResNets, of convolutions, batch norms, pools and layers that
+            are independent of the number of axes.
+        example: images (B, C, H, W). The result is tested on random images of this shape: a video that repeats an image
+            must give what the image gives, before kernels are extended in time.
+        temporal: the number of frames, odd, that the kernels of convolutions span, by name, where * stands for
+            anything: {"layer1.*.conv1": 3}. All other convolutions span one frame.
+        mode: "mean": each of the t planes is the 2-D kernel / t, as in the paper; "center": the middle plane is the 2-D
+            kernel and the others are zero. Both give the result of the 2-D network on a repeated image, except that
+            "mean" does not at the ends of a clip, where zeros are padded.
 
     Raises:
-        ValueError: a layer that has no 3-D form, a name that is no convolution, an even number of frames, or a network
-            whose own code is for two axes, which the example shows.
+        ValueError: a layer without a 3-D form, a name in `temporal` that matches no convolution, an even number of
+            frames, or a network whose own code expects two axes.
     """
     if mode not in MODES:
         raise ValueError(f"mode must be one of {', '.join(MODES)}, got {mode!r}")
@@ -54,8 +58,8 @@ def inflate_weights(state: Mapping[str, Tensor], like: Mapping[str, Tensor], mod
     """The weights of a 2-D network in the shapes of a 3-D one: kernels (O, I, H, W) become (O, I, T, H, W).
 
     Args:
-        state: names and tensors of the 2-D network.
-        like: those of the 3-D one; only the shapes are looked at, and names that it lacks are passed on.
+        state: the state dict of the 2-D network.
+        like: the state dict of the 3-D network, for its shapes. Tensors whose name it lacks are returned unchanged.
         mode: as in `inflate`.
     """
     made = {}
@@ -81,7 +85,9 @@ def _spans(network: nn.Module, temporal: Mapping[str, int]) -> dict[str, int]:
     for pattern, frames in temporal.items():
         names = fnmatch.filter(convolutions, pattern)
         if not names:
-            raise ValueError(f"temporal: {pattern!r} is no convolution; there are {', '.join(convolutions) or 'none'}")
+            near = difflib.get_close_matches(pattern, convolutions, n=3, cutoff=0.3) or convolutions[:3]
+            known = shorten(", ".join(near) or "none", 160)
+            raise ValueError(f"temporal: {shorten(repr(pattern))} matches none of the convolutions, such as {known}")
         if frames < 1 or frames % 2 == 0:
             raise ValueError(f"temporal: the frames of {pattern!r} must be odd, got {frames}")
         spans |= dict.fromkeys(names, frames)
@@ -89,7 +95,7 @@ def _spans(network: nn.Module, temporal: Mapping[str, int]) -> dict[str, int]:
 
 
 def _check_alike(flat: nn.Module, inflated: nn.Module, example: Tensor) -> None:
-    """A video of two equal frames gives what the image gives, frame by frame where it has frames."""
+    """Raise unless a video of two equal frames gives what the image gives, in each frame if the output has frames."""
     images = torch.randn(example.shape, generator=torch.Generator().manual_seed(0)).to(example)
     training = {module: module.training for network in (flat, inflated) for module in network.modules()}
     try:
@@ -98,7 +104,8 @@ def _check_alike(flat: nn.Module, inflated: nn.Module, example: Tensor) -> None:
             got = inflated.eval()(images[:, :, None].expand(-1, -1, 2, -1, -1))
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
-        raise ValueError(f"{type(flat).__name__} has no 3-D form: its code is for two axes ({reason})") from error
+        reason = shorten(reason, 160)
+        raise ValueError(f"{type(flat).__name__} has no 3-D form: its code expects two axes ({reason})") from error
     finally:
         for module, mode in training.items():
             module.training = mode
@@ -106,22 +113,22 @@ def _check_alike(flat: nn.Module, inflated: nn.Module, example: Tensor) -> None:
         got = got[:, :, 0]
     if got.shape != expected.shape or not torch.allclose(got, expected, rtol=1e-4, atol=1e-4):
         raise ValueError(
-            f"{type(flat).__name__} has no 3-D form: its code is for two axes, for an image repeated gives "
-            f"{tuple(got.shape)} that is not the image's {tuple(expected.shape)}"
+            f"{type(flat).__name__} has no 3-D form: its code expects two axes, for a video of an image repeated gives "
+            f"{tuple(got.shape)}, which differs from the image's {tuple(expected.shape)}"
         )
 
 
 def _convert(name: str, module: nn.Module) -> nn.Module:
-    """A layer's 3-D form without weights; itself, its children converted, if it has no axes of its own."""
+    """The 3-D form of a layer, without weights; if the layer has no axes, itself with its children converted."""
     kind = type(module)
     if kind in CONVERTERS:
         return CONVERTERS[kind](module).train(module.training)
-    if kind.__name__ == "SelectAdaptivePool2d":  # timm's; nothing of timm is imported for it
+    if kind.__name__ == "SelectAdaptivePool2d":  # timm's, by name so that timm need not be imported
         return _global_pool(module).train(module.training)
     own = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
     if any(t.ndim > 3 for t in own) or (kind.__name__.endswith("2d") and (own or not list(module.children()))):
         known = ", ".join(sorted(kind.__name__ for kind in CONVERTERS))
-        raise ValueError(f"{name!r}, a {kind.__name__}, has no 3-D form; there are some for {known}")
+        raise ValueError(f"{name!r}, a {kind.__name__}, has no 3-D form here, unlike {known}")
     for child, layer in module.named_children():
         setattr(module, child, _convert(f"{name}.{child}".removeprefix("."), layer))
     return module
@@ -129,7 +136,7 @@ def _convert(name: str, module: nn.Module) -> nn.Module:
 
 def _conv(conv: Any) -> nn.Module:
     if conv.padding_mode != "zeros" or isinstance(conv.padding, str):
-        raise ValueError(f"a convolution with padding {conv.padding!r}, {conv.padding_mode} has no 3-D form here")
+        raise ValueError(f"a convolution with padding {conv.padding!r} of {conv.padding_mode} has no 3-D form here")
     sizes: dict[str, Any] = {
         "kernel_size": (1, *conv.kernel_size),
         "stride": (1, *conv.stride),
@@ -165,7 +172,7 @@ def _with(first: int, given: int | tuple[int, int]) -> tuple[int, int, int]:
 
 def _adaptive_pool(pool: Any) -> nn.Module:
     if pool.output_size not in (1, (1, 1)):
-        raise ValueError(f"{type(pool).__name__} to {pool.output_size} has no 3-D form here, to 1 it has")
+        raise ValueError(f"{type(pool).__name__} has a 3-D form here for output size 1 only, got {pool.output_size}")
     return nn.AdaptiveAvgPool3d(1) if isinstance(pool, nn.AdaptiveAvgPool2d) else nn.AdaptiveMaxPool3d(1)
 
 
@@ -173,7 +180,7 @@ def _global_pool(pool: Any) -> nn.Module:
     if not pool.pool_type:
         return nn.Identity()
     if str(pool.pool_type).removeprefix("fast") != "avg":
-        raise ValueError(f"a SelectAdaptivePool2d of type {pool.pool_type!r} has no 3-D form, 'avg' has")
+        raise ValueError(f"SelectAdaptivePool2d has a 3-D form here for pool_type 'avg' only, got {pool.pool_type!r}")
     return nn.Sequential(nn.AdaptiveAvgPool3d(1), nn.Flatten(1)) if pool.flatten else nn.AdaptiveAvgPool3d(1)
 
 

@@ -1,18 +1,19 @@
-"""A norm of the valid positions of padded sequences, images or clips."""
+"""Normalisation of padded sequences, images or clips."""
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def norm_valid(norm: nn.Module, u_BNC: Tensor, valid_BN: Tensor) -> Tensor:
-    """What `norm` makes of the valid positions, zero at the others: a batch norm's statistics are those of the valid.
+    """`norm` of the valid positions, zero at the others. The statistics of a batch norm are those of the valid ones.
 
-    In training a batch norm gathers them; their number depends on the data, so torch.compile needs fullgraph=False.
+    In training, the valid positions are gathered for batch norm. Their number depends on the data, so that
+    torch.compile needs fullgraph=False.
 
     Args:
-        norm: a batch norm, or a norm of each position by itself.
-        u_BNC: batch, positions, channels.
-        valid_BN: bool.
+        norm: batch norm, or a norm that treats each position separately.
+        u_BNC: (B, N, C).
+        valid_BN: bool (B, N).
     """
     if not isinstance(norm, _BatchNorm):
         u: Tensor = norm(u_BNC)
@@ -22,6 +23,6 @@ def norm_valid(norm: nn.Module, u_BNC: Tensor, valid_BN: Tensor) -> Tensor:
         index = valid_BN.flatten().nonzero()[:, 0]
         normed: Tensor = norm(u_BNC.flatten(0, 1).index_select(0, index))
         return normed.new_zeros(valid_BN.numel(), normed.shape[1]).index_copy(0, index, normed).view_as(u_BNC)
-    else:  # nothing to normalise; yet DDP wants a gradient, of zero, for every parameter
+    else:  # nothing to normalise, but DDP needs a gradient, zero, for every parameter
         u = u_BNC * norm.weight + norm.bias
     return u.masked_fill(~valid_BN[..., None], 0)

@@ -14,16 +14,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from nonlocal_nets.nn import functional, grid
 from nonlocal_nets.nn.masking import norm_valid
-from nonlocal_nets.nn.pairwise import PAIRWISE, Pairwise
+from nonlocal_nets.nn.pairwise import Pairwise, resolve_pairwise
 from nonlocal_nets.nn.pointwise import Pointwise
 
 NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "none": nn.Identity}
 POOL_POSITIONS = ("input", "embedding")
-VIEWED = 2**24  # multiply-adds of an embedding, from which on the block reads and writes its input's layout
+VIEWED = 2**24  # multiply-adds of an embedding from which the block computes in the layout of its input
 
 
 class _Grids(NamedTuple):
-    """The grids of the positions and of the keys, the pool between them, and their windows (None: one spans all)."""
+    """The grid of positions, the pool that makes the grid of keys from it, and the windows (None: a single one)."""
 
     size: tuple[int, ...]
     pool: tuple[int, ...]
@@ -42,14 +42,16 @@ class NonLocalBlock(nn.Module):
     r"""z_i = W_z y_i + x_i (Eq. 6) with y_i = 1 / C(x) sum_j f(x_i, x_j) g(x_j) (Eq. 1), over all positions j.
 
     The paper's names: `theta`, `phi` and `g` are its embeddings, `out` its W_z, `norm` the normalisation after W_z.
-    All are pointwise, so one class, and one state dict, serves sequences (B, C, L), images (B, C, H, W) and videos
-    (B, C, T, H, W). He initialisation, and a zero weight in the norm: a new block is the identity (Sec. 4.1).
+    All are pointwise, so that one class and one state dict serve sequences (B, C, L), images (B, C, H, W) and videos
+    (B, C, T, H, W). With He initialisation and a zero weight in the norm, a new block is the identity (Sec. 4.1).
 
     Args:
-        channels: C of the input (B, C, \*S), any number of axes in S, at least one.
+        channels: C of the input (B, C, \*S), where S has one axis or more.
         inner_channels: width of theta, phi and g; default C // 2, at least 1 (Sec. 3.3).
-        pairwise: "gaussian", "embedded_gaussian", "dot_product", "concatenation", or a subclass of `Pairwise`.
-        scale: logits times inner_channels ** -0.5, as in the released code, not in the paper (embedded_gaussian only).
+        pairwise: "gaussian", "embedded_gaussian", "dot_product", "concatenation", a subclass of `Pairwise`, or the
+            path of one, such as "mypackage.mymodule.Distance".
+        scale: multiply the logits by inner_channels ** -0.5, as the released code does and the paper does not
+            (embedded_gaussian only).
         pool: subsampling of the keys by max pooling, an int or one per axis, as in (1, 2, 2) (Sec. 3.3).
         pool_position: "input" pools x, then embeds it (released code); "embedding" pools phi and g (paper, Sec. 3.3).
         window: attend within windows of this extent, an int or one per axis, None for a whole axis:
@@ -57,7 +59,7 @@ class NonLocalBlock(nn.Module):
         norm: "batch", "layer" (over the channels of a position) or "none" (then `out` starts at zero).
 
     Raises:
-        ValueError: an argument or an input outside what is said here.
+        ValueError: an argument, or an input of `forward`, that is not as described.
     """
 
     def __init__(
@@ -74,9 +76,6 @@ class NonLocalBlock(nn.Module):
         super().__init__()
         _check_choice("pool_position", pool_position, POOL_POSITIONS)
         _check_choice("norm", norm, tuple(NORMS))
-        if isinstance(pairwise, str):
-            _check_choice("pairwise", pairwise, tuple(PAIRWISE))
-            pairwise = PAIRWISE[pairwise]
         if inner_channels is None:
             inner_channels = max(channels // 2, 1)
         for name, value in (("channels", channels), ("inner_channels", inner_channels)):
@@ -85,7 +84,7 @@ class NonLocalBlock(nn.Module):
         self.channels, self.inner_channels = channels, inner_channels
         self.pool, self.pool_position = _check_sizes("pool", pool), pool_position
         self.window = _check_sizes("window", window)
-        self.pairwise = pairwise(channels, inner_channels, scale)
+        self.pairwise = resolve_pairwise(pairwise)(channels, inner_channels, scale)
         for name, layer in self.pairwise.layers().items():
             self.add_module(name, layer)
         self.g = Pointwise(channels, inner_channels)
@@ -94,7 +93,7 @@ class NonLocalBlock(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """He initialisation, zero biases, and zeros where they make the block the identity (Sec. 4.1)."""
+        """He initialisation, zero biases, and the zero weight that makes the block the identity (Sec. 4.1)."""
         for layer in self.children():
             if isinstance(layer, nn.Linear):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
@@ -110,9 +109,9 @@ class NonLocalBlock(nn.Module):
 
         Args:
             x: (B, C, *S).
-            mask: bool (B, *S), True at valid positions. Padding then changes neither the valid outputs nor gradients
-                nor running statistics, and keeps its own values. (In training, batch norm gathers the valid
-                positions, whose number depends on the data: there torch.compile needs fullgraph=False.)
+            mask: bool (B, *S), True at valid positions. The others, padding, then affect neither the valid outputs nor
+                gradients nor running statistics, and are returned unchanged. (In training, batch norm gathers the valid
+                positions, whose number depends on the data, so that torch.compile needs fullgraph=False.)
         """
         grids = self._check_input(x, mask)
         query, key, value, key_mask = self._embed(x, mask, grids)
@@ -128,10 +127,16 @@ class NonLocalBlock(nn.Module):
         return x + torch.unflatten(residual_BCN, 2, grids.size).to(x.dtype)
 
     def weights(self, x: Tensor, queries: Sequence[int] | Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """The map f / C(x), exact: (B, Q, M) in float32 or wider, for all N positions or the flat indices `queries`.
+        """The exact map f / C(x): (B, Q, M) in float32 or wider, with Q x M entries in memory per sample.
 
-        M counts the keys of the whole (pooled) grid, `key_size`, in row-major order; keys that are masked or outside
-        the query's window have weight 0. Memory grows with Q x M: ask for the rows that are needed.
+        Args:
+            x: (B, C, *S).
+            queries: Q flat indices of positions; default all N.
+            mask: as in `forward`.
+
+        Returns:
+            A row per query. Its M entries are the keys of the whole (pooled) grid, `key_size`, in row-major order. Keys
+            that are masked or outside of the query's window have weight 0.
         """
         grids = self._check_input(x, mask)
         query, key, _, key_mask = self._embed(x, mask, grids)
@@ -146,11 +151,11 @@ class NonLocalBlock(nn.Module):
         return self.pairwise.weights(query[:, index], key, key_mask)
 
     def key_size(self, size: Sequence[int]) -> tuple[int, ...]:
-        """The grid of the keys, for an input of size *S: what the last axis of `weights` unfolds to."""
+        """The grid of keys for an input of size *S, to which the last axis of `weights` can be unflattened."""
         return self._grids(size).keys
 
     def multiply_adds(self, size: Sequence[int]) -> int:
-        """Multiply-adds of a forward pass of one sample of size *S: the layers, and Eq. 1 in the form chosen."""
+        """Multiply-adds of the forward pass of a sample of size *S: of the layers, and of Eq. 1 in its fastest form."""
         grids = self._grids(size)
         n, m = math.prod(grids.size), math.prod(grids.keys)
         n_window, m_window = math.prod(grids.windows or grids.size), math.prod(grids.key_windows or grids.keys)
@@ -160,7 +165,7 @@ class NonLocalBlock(nn.Module):
         return layers + embeddings + n // n_window * self.pairwise.multiply_adds(n_window, m_window)
 
     def map_size(self, size: Sequence[int]) -> int:
-        """How many entries the map f / C(x) of one sample of size *S has, were it built."""
+        """Number of entries that the map f / C(x) of a sample of size *S would have."""
         grids = self._grids(size)
         return math.prod(grids.size) * math.prod(grids.key_windows or grids.keys)
 
@@ -174,10 +179,10 @@ class NonLocalBlock(nn.Module):
         """Queries (B, N, D), keys (B, M, D), values (B, M, V) and the mask of the keys (B, M), from x (B, C, *S)."""
         x_BSC = x.movedim(1, -1)
         pooled = self.pool is not None and self.pool_position == "input"
-        # a pool is faster channels last: worth the copy where no gradient keeps it, or unless even one sample is large
+        # pooling is faster with channels last, which is worth a copy if no backward pass keeps it or a sample is small
         if (pooled and not torch.is_grad_enabled()) or not self._is_large(x[:1] if pooled else x):
             x_BSC = x_BSC.contiguous()
-        if mask is not None:  # whatever stands in the padding, be it NaN, ends here
+        if mask is not None:  # padding may hold NaN
             x_BSC = x_BSC.masked_fill(~mask[..., None], 0)
         key_mask = None if mask is None else grid.pool_mask(mask, grids.pool).flatten(1)
         keys_BSC, subsample = x_BSC, None
@@ -191,27 +196,29 @@ class NonLocalBlock(nn.Module):
             value = subsample(value)
         query = self.pairwise.query(self, x_BSC)
         query_BND = query.flatten(1, -2)
-        key_BMD = query_BND if key is query else key.flatten(1, -2)  # one tensor where the function has one
+        key_BMD = query_BND if key is query else key.flatten(1, -2)  # the plain Gaussian's keys are its queries
         return query_BND, key_BMD, value.flatten(1, -2), key_mask
 
     def _is_large(self, x: Tensor) -> bool:
-        """Whether the layers had better read and write the layout of x than a copy, channels last, which the backward
-        pass would keep: not where a sample is small beside a weight, nor where products take no longer than calls."""
+        """Whether layers are faster on x as it lies than on a channels-last copy, which the backward pass would keep.
+
+        They are not if a sample is smaller than a weight, or if products take no longer than calls.
+        """
         if torch.compiler.is_compiling():  # sizes are symbols in an export
             return False
         n = math.prod(x.shape[2:])
         return 2 * n >= self.channels and len(x) * n * self.channels * self.inner_channels >= VIEWED
 
     def _out(self, y: Tensor, valid: Tensor | None, x: Tensor) -> Tensor:
-        """norm(W_z y), (B, N, V) -> (B, C, N), zero at padding; the statistics are those of the valid positions.
+        """norm(W_z y), (B, N, V) -> (B, C, N), zero at padding, with the statistics of the valid positions.
 
-        The norm's input has the layout of x, and so the gradient that comes back to it: where these two differ, the
-        backward pass of batch norm on the CPU is ten times as slow.
+        The norm's input gets the layout of x, which its incoming gradient has too: on a CPU, the backward pass of batch
+        norm takes ten times as long if the two differ.
         """
         device = y.device.type
         autocast = device != "meta" and torch.is_autocast_enabled(device)
         if autocast and torch.get_autocast_dtype(device) == torch.float16 and y.dtype == torch.float32:
-            autocast = False  # the sums of dot product and concatenation can leave float16's range
+            autocast = False  # sums of the dot product and the concatenation can overflow float16
         channels_last = x.movedim(1, -1).is_contiguous() and not x.is_contiguous()
         channels_first = valid is None and not (channels_last or isinstance(self.norm, nn.LayerNorm))
         with functional.autocast(device, autocast):
@@ -227,7 +234,7 @@ class NonLocalBlock(nn.Module):
 
     def _check_input(self, x: Tensor, mask: Tensor | None) -> _Grids:
         if x.ndim < 3 or x.shape[1] != self.channels:
-            raise ValueError(f"input must be (B, {self.channels}, *S), S of one axis or more, got {tuple(x.shape)}")
+            raise ValueError(f"input must be (B, {self.channels}, *S) with one axis or more in S, got {tuple(x.shape)}")
         if mask is not None and (mask.dtype != torch.bool or mask.shape != (x.shape[0], *x.shape[2:])):
             expected = (x.shape[0], *x.shape[2:])
             raise ValueError(f"mask must be bool {expected}, got {mask.dtype} {tuple(mask.shape)}")

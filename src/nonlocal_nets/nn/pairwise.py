@@ -1,9 +1,9 @@
-"""The pairwise functions f of Eq. 1: what each one learns, and how positions become its queries and keys.
+"""The pairwise functions f of Eq. 1 as parts of a block: what they learn, and how x becomes queries and keys.
 
-To add one: subclass `Pairwise` here or anywhere, and give the class to `NonLocalBlock(pairwise=...)`. The layers it
-names in `layers` become children of the block, so that a block's parameters read theta, phi, g, out, norm.
+A function of your own is a subclass of `Pairwise`, in any module; `functional` has the arithmetic of the paper's four.
 """
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -11,16 +11,37 @@ import torch
 from torch import Tensor, nn
 
 from nonlocal_nets.nn import functional
+from nonlocal_nets.nn.messages import did_you_mean, shorten
 from nonlocal_nets.nn.pointwise import Pointwise, linear
 
 Pool = Callable[[Tensor], Tensor]
 
 
 class Pairwise:
-    """f(x_i, x_j) and its C(x). Holds no tensors: what it learns belongs to the block, which is passed in as `block`.
+    """A pairwise function f(x_i, x_j) with its normalisation C(x). Subclass it to write your own.
 
-    Shapes: x (B, *S, C); queries (B, *S, D) and keys (B, *S', D); after flattening the positions (B, N, D), (B, M, D).
-    x may be a view of channels first, which `Pointwise` reads without a copy; where `.view` fails `.flatten` works.
+    Only `weights` is required: it returns f / C(x) for queries and keys. Derive from `Embedded` if f compares
+    theta(x_i) with phi(x_j), from `Pairwise` if it compares x_i with x_j. For example, the Gaussian of a Euclidean
+    distance (Sec. 3.2), f = exp(-||theta(x_i) - phi(x_j)||^2) with C = sum_j f, is
+
+        class Distance(Embedded):
+            def weights(self, query, key, mask):
+                return functional.softmax(-torch.cdist(query, key).square(), mask)
+
+    `functional.softmax` is f / C for f = exp(...) and C = sum_j f; `functional.divide_by_count` is f / C where C is the
+    number of keys. Both take care of the mask. Name the class itself or its import path:
+
+        NonLocalBlock(64, pairwise=Distance)
+        NonLocalBlock(64, pairwise="mypackage.mymodule.Distance")   # in yaml and on the command line, the same string
+
+    Override `operation` if y can be computed without the (B, N, M) map, `layers` if f learns something else.
+
+    The object holds no tensors: the layers in `layers` become children of the block, whose parameters are thus named
+    theta, phi, g, out and norm, and methods that need them get the block as an argument.
+
+    Shapes: x (B, *S, C), queries (B, *S, D) and keys (B, *S', D); with flattened positions (B, N, D) and (B, M, D).
+    x may be a channels-first tensor whose axes were moved, which `Pointwise` reads without a copy: use `.flatten`, not
+    `.view`.
     """
 
     def __init__(self, channels: int, inner_channels: int, scale: bool = False) -> None:
@@ -29,34 +50,38 @@ class Pairwise:
         self.channels, self.inner_channels = channels, inner_channels
 
     def layers(self) -> dict[str, nn.Module]:
-        """The layers that f learns, by the name that they get in the block."""
+        """The layers that f learns, with their names in the block."""
         return {}
 
     def reset_parameters(self, block: Any) -> None:
-        """Initialise what He initialisation, done before by the block, does not suit."""
+        """Initialise the layers for which He initialisation, which the block has done before, does not suit."""
 
     def query(self, block: Any, x: Tensor) -> Tensor:
+        """(B, *S, C) -> (B, *S, D)."""
         return x
 
     def key(self, block: Any, x: Tensor, pool: Pool | None) -> Tensor:
-        """`pool` subsamples what f embeds the keys in, or is None (no subsampling, or done on x before)."""
+        """(B, *S, C) -> (B, *S', D). `pool` subsamples the embedded keys; None: there is nothing left to subsample."""
         return pool(x) if pool else x
 
     def weights(self, query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
-        """f / C(x): (B, N, M), zero where mask, bool (B, M) or (B, N, M), is False. A new f must have this method."""
+        """f / C(x): (B, N, M), zero where mask, bool (B, M) or (B, N, M), is False. Every subclass must define it."""
         raise TypeError(f"{type(self).__name__} does not define weights(query, key, mask)")
 
     def operation(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
-        """y of Eq. 1: (B, N, V). By default through the map; override it where there is a cheaper way."""
+        """y of Eq. 1: (B, N, V), for values g(x_j) (B, M, V)."""
         weights = self.weights(query, key, mask)
         return weights @ value.to(weights.dtype)
 
     def embedding_multiply_adds(self, n: int, m: int, pooled_after: bool) -> int:
-        """Multiply-adds a sample of n queries and m keys; the keys may be pooled from n after their embedding."""
+        """Multiply-adds of `query` and `key` per sample, for n queries and m keys.
+
+        pooled_after: the keys are pooled from n to m after their embedding.
+        """
         return 0
 
     def multiply_adds(self, n: int, m: int) -> int:
-        """Multiply-adds of `operation` a sample."""
+        """Multiply-adds of `operation` per sample."""
         return n * m * (self.width + self.inner_channels)
 
     @property
@@ -66,7 +91,7 @@ class Pairwise:
 
 
 class Embedded(Pairwise):
-    """Learns theta and phi, the embeddings that f is computed on; a base for functions of one's own."""
+    """A base for functions of theta(x_i) and phi(x_j), which it learns."""
 
     def layers(self) -> dict[str, nn.Module]:
         return {name: Pointwise(self.channels, self.inner_channels) for name in ("theta", "phi")}
@@ -84,7 +109,7 @@ class Embedded(Pairwise):
 
 
 class _Exact(Pairwise):
-    """A function of the paper: `functional` computes it, under its name, without the map where that is cheaper."""
+    """A function of the paper: `functional` knows it by name, and computes it without the map where that is faster."""
 
     name: str
     logit_scale = 1.0
@@ -128,8 +153,8 @@ class DotProduct(_Exact, Embedded):
 class Concatenation(_Exact, Embedded):
     """f = relu(w_f . [theta_i, phi_j]), C = the number of keys (Eq. 5).
 
-    w_f . [theta_i, phi_j] = a_i + b_j with two scalars a position, so theta and phi fold into w_f and neither map is
-    built (phi's is where it is pooled after phi: the largest of a sum is not the sum of the largest).
+    w_f . [theta_i, phi_j] = a_i + b_j with one scalar a_i and one b_j per position. So theta and phi are folded into
+    w_f, and neither is computed, except phi where it is pooled: the maximum of a sum is not the sum of the maxima.
     """
 
     name = "concatenation"
@@ -140,9 +165,9 @@ class Concatenation(_Exact, Embedded):
     def reset_parameters(self, block: Any) -> None:
         """Biases with which f starts as relu(a_i + b_j + 2), positive for most pairs: y is at first the mean of g.
 
-        With zero biases y_i is at first a_i times a sum that hardly differs between samples, and the norm after W_z
-        gives this local part nearly all the variance; where a_i + b_j < 0, f is zero, and so is its gradient. On the
-        cued digits some seeds then stayed at the majority vote.
+        With zero biases, y_i is at first a_i times a sum that hardly differs between samples, and the norm after W_z
+        gives this local part nearly all the variance. Besides, f and its gradient are zero where a_i + b_j < 0. On the
+        cued digits, some seeds then never got beyond the majority vote.
         """
         with torch.no_grad():
             w = block.w_f.weight[0]
@@ -166,8 +191,51 @@ class Concatenation(_Exact, Embedded):
 
 
 def _fold(layer: nn.Linear, x: Tensor, w: Tensor) -> Tensor:
-    """w . layer(x), (B, *S, C) -> (B, *S, 1), without layer(x)."""
+    """w . layer(x), (B, *S, C) -> (B, *S, 1), without computing layer(x)."""
     return linear(x, w @ layer.weight, w @ layer.bias)
 
 
 PAIRWISE: dict[str, type[_Exact]] = {f.name: f for f in (Gaussian, EmbeddedGaussian, DotProduct, Concatenation)}
+
+
+def resolve_pairwise(pairwise: str | type[Pairwise]) -> type[Pairwise]:
+    """The class of a pairwise function.
+
+    Args:
+        pairwise: a name in `PAIRWISE`, the import path of a subclass of `Pairwise`, such as "package.module.Distance",
+            or the subclass itself.
+
+    Raises:
+        ValueError: an unknown name, a path that cannot be imported, or something that is no subclass of `Pairwise`.
+    """
+    if isinstance(pairwise, str) and pairwise in PAIRWISE:
+        return PAIRWISE[pairwise]
+    found: object = _import(pairwise) if isinstance(pairwise, str) else pairwise
+    if not (isinstance(found, type) and issubclass(found, Pairwise)):
+        raise ValueError(f"pairwise must be a subclass of nonlocal_nets.Pairwise, got {shorten(repr(pairwise))}")
+    return found
+
+
+def _import(path: str) -> object:
+    """The object at an import path."""
+    given, (module_name, _, name) = shorten(repr(path)), path.rpartition(".")
+    if not module_name:
+        raise ValueError(
+            f"pairwise must be one of {', '.join(PAIRWISE)}, or the path of a class such as package.module.Class, "
+            f"got {given}{did_you_mean(path, PAIRWISE)}"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever a user's module raises
+        if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
+            looked = "Python looks in the current folder, on PYTHONPATH and in installed packages"
+            raise ValueError(f"pairwise {given}: no module {shorten(repr(error.name))}; {looked}") from error
+        reason = f"{type(error).__name__}: {error}".partition("\n")[0]
+        raise ValueError(f"pairwise {given}: its module cannot be imported: {shorten(reason)}") from error
+    if not hasattr(module, name):
+        classes = [
+            key for key, value in vars(module).items() if isinstance(value, type) and issubclass(value, Pairwise)
+        ]
+        hint = did_you_mean(name, classes)
+        raise ValueError(f"pairwise {given}: module {shorten(module_name)} has no {shorten(repr(name), 40)}{hint}")
+    return getattr(module, name)

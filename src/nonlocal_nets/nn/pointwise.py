@@ -1,4 +1,4 @@
-"""Layers that treat every position alone."""
+"""Layers that are applied to each position separately."""
 
 from typing import Any
 
@@ -6,22 +6,28 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-GRADIENTS = 2**20  # entries of the samples' own gradients of a weight that are there at a time
+GRADIENTS = 2**20  # entries of a weight's gradient, per sample, that are in memory at a time
 
 
 class Pointwise(nn.Linear):
-    """nn.Linear over the channels of (B, *S, C), channels last or a view of channels first."""
+    """nn.Linear over the channels of (B, *S, C), in the memory layout channels last or channels first."""
 
     def forward(self, x: Tensor, channels_first: bool = False) -> Tensor:
         return linear(x, self.weight, self.bias, channels_first)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, channels_first: bool = False) -> Tensor:
-    """F.linear, (B, *S, C) -> (B, *S, D), which reads a view of channels first as it lies, and can write one.
+    """F.linear, (B, *S, C) -> (B, *S, D), without a copy of x if it is channels first in memory.
 
-    F.linear copies such a view and keeps the copy for the backward pass, as many bytes as the input of a block.
+    F.linear copies such an x and keeps the copy for the backward pass, as many bytes as the input of a block.
+
+    Args:
+        x: (B, *S, C).
+        weight: (D, C).
+        bias: (D,).
+        channels_first: the memory layout of the result.
     """
-    if torch.compiler.is_compiling() or (x.is_contiguous() and not channels_first):  # as it is in an export
+    if torch.compiler.is_compiling() or (x.is_contiguous() and not channels_first):  # in an export too
         return F.linear(x, weight, bias)
     function = _Linear.apply if torch.is_grad_enabled() else _Linear.forward
     y_BND: Tensor = function(x.flatten(1, -2), weight, bias, channels_first)
@@ -29,8 +35,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, channels_first: bool = False
 
 
 class _Linear(torch.autograd.Function):
-    """weight x + bias of every position of (B, N, C). Its gradient lies as x does, so that what x gets from others is
-    added without a change of layout, and that of a large weight is not there for each sample, as autograd's own is."""
+    """weight x + bias for each position of (B, N, C).
+
+    The gradient of x has the layout of x, so that gradients from elsewhere are added to it without a copy. The gradient
+    of a weight is summed over some samples at a time; autograd would hold one gradient per sample.
+    """
 
     generate_vmap_rule = True
 

@@ -1,4 +1,4 @@
-"""The form of the two softmax functions that keeps the map for backward, and passes over it as seldom as can be.
+"""The form "rows" of the two softmax functions: keeps the map for the backward pass, and reads and writes it once.
 
 Shape suffixes as in functional.py. q (B, N, D), k (B, M, D), v (B, M, V) are of float32 or wider.
 """
@@ -13,16 +13,16 @@ from nonlocal_nets.nn import tiled_softmax
 
 
 def softmax_by_rows(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """softmax(scale q k^T) v, (B, N, V), over the keys that mask, bool (B, M), lets in."""
+    """softmax(scale q k^T) v, (B, N, V), over the keys where mask, bool (B, M), is True."""
     keep = torch.is_grad_enabled() and any(t.requires_grad for t in (q, k, v))
     y: Tensor = _SoftmaxByRows.apply(q, k, v, mask, scale, keep)
     return y
 
 
 class _SoftmaxByRows(torch.autograd.Function):
-    """softmax(scale q k^T) v, some rows of the map after the other, each while it is in the processor's cache.
+    """softmax(scale q k^T) v, a block of rows of the map at a time, small enough for the processor's cache.
 
-    Whole, the map would be written to memory and read from it again by each operation of forward and backward.
+    Otherwise each operation of the forward and backward pass would read the whole map from memory and write it back.
     """
 
     @staticmethod
@@ -39,11 +39,11 @@ class _SoftmaxByRows(torch.autograd.Function):
         p_BNM = q.new_empty(len(q), n, m) if keep else None
         row_buffer = q.new_empty(0 if keep else _height(n, m), m)
         y = q.new_empty(*q.shape[:2], v.shape[2])
-        least = torch.finfo(q.dtype).tiny ** (2 / 3)  # see tiled_softmax on denormal numbers
+        least = torch.finfo(q.dtype).tiny ** (2 / 3)  # against denormal numbers, see tiled_softmax._exp
         for b, rows in _rows(q, k):
             p = row_buffer[: rows.stop - rows.start] if p_BNM is None else p_BNM[b, rows]
             torch.addmm(p, q[b, rows], k[b].t(), beta=0, alpha=scale, out=p)
-            if mask is not None:  # a sample without a valid key gets equal weights: its values are zero
+            if mask is not None:  # without any valid key the weights are equal, and y is zero as the values are
                 p.masked_fill_(~mask[b], torch.finfo(p.dtype).min)
             torch.softmax(p, 1, out=p)
             p.clamp_(min=least)
@@ -59,7 +59,7 @@ class _SoftmaxByRows(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         q, k, v, p_BNM, y = ctx.saved_tensors  # type: ignore[attr-defined]
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k), torch.zeros_like(v)
-        # times v1: dp less its mean under p
+        # dy1 v1^T is dp minus its mean under p
         dy1 = tiled_softmax.append(dy, -(dy * y).sum(2, keepdim=True))
         v1 = tiled_softmax.append(v, torch.ones_like(v[..., :1]))
         row_buffer = q.new_empty(_height(q.shape[1], k.shape[1]), k.shape[1])
@@ -74,7 +74,7 @@ class _SoftmaxByRows(torch.autograd.Function):
 
 
 def _rows(q: Tensor, k: Tensor) -> Iterator[tuple[int, slice]]:
-    """(sample, rows of its map), at most TILE entries of it."""
+    """(sample, rows of its map), at most TILE entries at a time."""
     n = q.shape[1]
     height = _height(n, k.shape[1])
     for b in range(len(q)):

@@ -1,10 +1,10 @@
-"""The sorted form of the concatenation: a sum over all pairs in the time of a sort and of prefix sums."""
+"""The form "sorted" of the concatenation: a sum over all pairs by sorting and prefix sums."""
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-BLOCK = 16  # positions that one product of the prefix sums adds up
+BLOCK = 16  # positions that are summed by one matrix product
 
 
 def sorted_sum(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
@@ -14,8 +14,8 @@ def sorted_sum(a: Tensor, b: Tensor, v: Tensor) -> Tensor:
 
 
 class _SortedSum(torch.autograd.Function):
-    """relu(a_i + b_j) = a_i + b_j for the j with b_j > -a_i, else 0: with b in descending order these come first, so
-    the sum is a_i G + H with prefix sums G of v and H of b v. The gradient is the same with a and b exchanged.
+    """relu(a_i + b_j) = a_i + b_j for the j with b_j > -a_i, else 0. With b in descending order these j come first, so
+    the sum is a_i G + H with prefix sums G of v and H of b v. The gradients are such sums with a and b exchanged.
     """
 
     @staticmethod
@@ -33,25 +33,25 @@ class _SortedSum(torch.autograd.Function):
 
 
 def _active_sums(a: Tensor, b: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """For every i the sums of v_j and of b_j v_j over the j with a_i + b_j > 0: (B, N, V) each."""
+    """The sums of v_j and of b_j v_j over the j with a_i + b_j > 0, for every i: (B, N, V) each."""
     minus_b, order = (-b).sort(dim=1)
     m, width = v.shape[1:]
     terms = v.new_zeros(v.shape[0], m // BLOCK * BLOCK + BLOCK, 2 * width)  # a zero first: the sum over no j
     terms[:, 1 : m + 1, :width] = _rows(v, order)
     terms[:, 1 : m + 1, width:] = terms[:, 1 : m + 1, :width] * -minus_b[..., None]
-    active = torch.searchsorted(minus_b, a.contiguous())  # how many b_j > -a_i
+    active = torch.searchsorted(minus_b, a.contiguous())  # number of j with b_j > -a_i
     sum_v, sum_bv = _rows(_prefix_sums(terms), active).chunk(2, dim=2)
     return sum_v, sum_bv
 
 
 def _prefix_sums(x: Tensor) -> Tensor:
-    """cumsum along dim 1 of (B, k BLOCK, W), by a matrix product within blocks, which is faster on a CPU."""
+    """cumsum along dim 1 of (B, k BLOCK, W) by a matrix product per block: faster than torch.cumsum on a CPU."""
     sums = x.new_ones(BLOCK, BLOCK).tril() @ torch.unflatten(x, 1, (-1, BLOCK))
     sums[:, 1:] += sums[:, :-1, -1:].cumsum(1)
     return sums.flatten(1, 2)
 
 
 def _rows(t: Tensor, index: Tensor) -> Tensor:
-    """t (B, M, W) at the rows index (B, N): (B, N, W). What gather does as well, slower."""
+    """The rows index (B, N) of t (B, M, W): (B, N, W). Faster than torch.gather."""
     first = torch.arange(t.shape[0], device=t.device)[:, None] * t.shape[1]
     return torch.unflatten(t.flatten(0, 1).index_select(0, (index + first).flatten()), 0, index.shape)

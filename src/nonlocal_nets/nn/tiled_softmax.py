@@ -1,4 +1,4 @@
-"""The tiled form of the two softmax functions: plain matrix products, a tile of the map at a time.
+"""The form "tiled" of the two softmax functions: plain matrix products, a tile of the map at a time.
 
 Shape suffixes as in functional.py. q (B, N, D), k (B, M, D), v (B, M, V) are of float32 or wider.
 """
@@ -14,16 +14,16 @@ TILE = 2**21  # entries of the map that are computed at a time
 
 
 def tiled_softmax(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-    """softmax(scale q k^T) v, (B, N, V), over the keys that mask, bool (B, M), lets in."""
+    """softmax(scale q k^T) v, (B, N, V), over the keys where mask, bool (B, M), is True."""
     y: Tensor = _TiledSoftmax.apply(q, k, v, mask, scale)
     return y
 
 
 class _TiledSoftmax(torch.autograd.Function):
-    """softmax(scale q k^T) v, a tile of the map at a time, computed again in backward: memory in N + M.
+    """softmax(scale q k^T) v with memory that grows with N + M: tiles are computed again in the backward pass.
 
-    Where k is q itself the logits are symmetric: only the tiles on one side of the diagonal are computed, each serves
-    its mirror image too, and the gradients of a tile and of its image reach q in one product instead of two.
+    If k is q itself, the logits are symmetric. Then only the tiles on one side of the diagonal are computed, each one
+    serves its mirror image too, and one product instead of two takes the gradients of both to q.
     """
 
     @staticmethod
@@ -31,7 +31,7 @@ class _TiledSoftmax(torch.autograd.Function):
         ctx: torch.autograd.function.FunctionCtx, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scale: float
     ) -> Tensor:
         symmetric = k is q
-        v1 = append(v, torch.ones_like(v[..., :1]))  # so that the last column of the sums is C
+        v1 = append(v, torch.ones_like(v[..., :1]))  # the last column of the sums is then C
         sums = q.new_zeros(*q.shape[:2], v1.shape[2])  # of f v1 over the keys so far, with f = exp(logit - top)
         top = q.new_full((*q.shape[:2], 1), torch.finfo(q.dtype).min)  # the largest logit so far
 
@@ -61,7 +61,7 @@ class _TiledSoftmax(torch.autograd.Function):
         symmetric: bool = ctx.symmetric  # type: ignore[attr-defined]
         dq = torch.zeros_like(q)
         dk, dv = dq if symmetric else torch.zeros_like(k), torch.zeros_like(v1[..., :-1])
-        dy1 = append(dy, -(dy * y).sum(2, keepdim=True))  # times v1: dp less its mean under p
+        dy1 = append(dy, -(dy * y).sum(2, keepdim=True))  # dy1 v1^T is dp minus its mean under p
 
         def dlogits(b: int, rows: slice, columns: slice, logits: Tensor, p: Tensor, dp: Tensor) -> Tensor:
             _exp(torch.sub(logits, log_c[b, rows], out=p))
@@ -83,7 +83,7 @@ class _TiledSoftmax(torch.autograd.Function):
 def _tiles(
     q: Tensor, k: Tensor, mask: Tensor | None, scale: float, symmetric: bool
 ) -> Iterator[tuple[int, slice, slice, Tensor, Tensor, Tensor]]:
-    """(sample, rows, columns, their logits, two spare buffers of this shape), the buffers used again for each tile."""
+    """(sample, rows, columns, their logits, two buffers of this shape). All tiles share the same three buffers."""
     n, m = q.shape[1], k.shape[1]
     width = even(m, math.isqrt(TILE))
     height = width if symmetric else even(n, TILE // width)
@@ -95,19 +95,22 @@ def _tiles(
                 shape = (rows.stop - i, columns.stop - j)
                 logits, spare, spare_2 = (buffer[: math.prod(shape)].view(shape) for buffer in buffers)
                 torch.addmm(logits, q[b, rows], k[b, columns].t(), beta=0, alpha=scale, out=logits)
-                if mask is not None:  # a sample without a valid key gets equal weights: its values are zero
+                if mask is not None:  # without any valid key the weights are equal, and y is zero as the values are
                     logits.masked_fill_(~mask[b, columns], torch.finfo(logits.dtype).min)
                 yield b, rows, columns, logits, spare, spare_2
 
 
 def even(n: int, most: int) -> int:
-    """The length of equal parts of n, none longer than `most`."""
+    """The length of the parts if n is cut into equal ones that are no longer than `most`."""
     return max(-(-n // max(-(-n // most), 1)), 1)
 
 
 def _exp(logits: Tensor) -> Tensor:
-    """In place; of logits relative to the largest of their row. What is too small to count stays a normal number: one
-    denormal in a hundred makes a matrix product on a CPU a hundred times as slow."""
+    """exp in place, of logits minus the largest of their row.
+
+    A negligible result is clamped to a normal number: with one denormal number in a hundred, a matrix product on a CPU
+    takes a hundred times as long.
+    """
     return logits.clamp_(min=2 / 3 * math.log(torch.finfo(logits.dtype).tiny)).exp_()
 
 

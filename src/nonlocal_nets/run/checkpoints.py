@@ -1,4 +1,4 @@
-"""The checkpoints of a run: written whole or not at all, the last one always, and which of them to take."""
+"""The checkpoints of a run: written completely or not at all, best and last, and which of them to resume from."""
 
 import os
 from pathlib import Path
@@ -19,9 +19,9 @@ class CheckpointWriteError(OSError):
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes beside the old file, to the disk, and then puts the new one in its place.
+    """Writes a new file, flushes it to the disk, and then renames it over the old one.
 
-    Whenever the process is killed, or the disk full, a checkpoint of that name is the old one or the new one. Lightning
+    Even if the process is killed or the disk is full, a checkpoint is always the old one or the new one. Lightning
     2.6 writes in the folder for temporary files and copies from there.
     """
 
@@ -43,7 +43,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
-    """The checkpoint of a folder that was written last and can be read, and why later ones cannot."""
+    """The checkpoint in a folder that was written last and can be read, and why later ones cannot be."""
     torn = []
     for path in sorted(
         folder.glob("*.ckpt"), key=lambda p: (p.stat().st_mtime_ns, p.name == "last.ckpt"), reverse=True
@@ -61,7 +61,7 @@ class BestCheckpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint, which by default monitors what the task says, in the direction that it says.
 
     Args:
-        monitor: the metric that the best checkpoint has; null: that of the task.
+        monitor: the metric by which the best checkpoint is chosen; null: that of the task.
         mode: "max" if the highest is the best, "min" if the lowest; null: what the metric calls better.
         **kwargs: arguments of ModelCheckpoint.
     """
@@ -108,12 +108,12 @@ class LastCheckpoint(ModelCheckpoint):
 
 
 def best_checkpoint(last: Path) -> Path:
-    """The best checkpoint that a run's last one tells of; a ValueError where it does not."""
+    """The best checkpoint of a run, as recorded in its last one; a ValueError where none is recorded."""
     if not last.is_file():
         raise ValueError(f"no last checkpoint in {last.parent}")
     read(last)  # says why, if it is none
     states = torch.load(last, map_location="cpu", weights_only=True)["callbacks"]
     paths = [Path(state["best_model_path"]) for state in states.values() if state.get("best_model_score") is not None]
     if not paths:
-        raise ValueError(f"{last} tells of no best checkpoint: nothing was monitored")
+        raise ValueError(f"{last} records no best checkpoint: nothing was monitored")
     return paths[0] if paths[0].is_file() else last.with_name(paths[0].name)  # the run's folder may have moved

@@ -94,7 +94,7 @@ class NonLocalCLI(LightningCLI):
         self.config = parser.parse_args(args)
 
     def _set_seed(self) -> None:
-        """Without Lightning's line on stderr, which would stand before an error's; the config has the seed."""
+        """Without Lightning's line on stderr: an error should be the only one there. The config has the seed."""
         seed = self.args.seed_everything
         if seed is not False:
             seed = pl.seed_everything(None if seed is True else seed, workers=True, verbose=False)
@@ -107,17 +107,17 @@ class NonLocalCLI(LightningCLI):
         if self.args.id is None:
             self.args.id = shared_id() or unused_id(Path(self.args.trainer.default_root_dir) / self.args.project)
         os.environ[RUN_ID] = self.args.id
-        wandb.place(self.args.trainer, self.args.project, self.args.id, self.run_folder)
+        wandb.complete(self.args.trainer, self.args.project, self.args.id, self.run_folder)
 
     def instantiate_classes(self) -> None:
-        """A value that a model, a data module or the trainer refuses is the user's to mend: one line, no traceback."""
+        """What a model, a data module or the trainer refuses ends in one line, without a traceback."""
         with one_line_for(ValueError, OSError, ModuleNotFoundError, MisconfigurationException):
             super().instantiate_classes()
             if hasattr(self.model, "check_data"):
                 self.model.check_data(self.datamodule)
 
     def check_checkpoint(self) -> None:
-        """Refuse, before any work, a checkpoint that is not there, is none, or is of another network."""
+        """Before any work, refuse a file that does not exist, is no checkpoint, or belongs to another network."""
         given = self.args.ckpt_path
         if given in (None, "hpc"):
             return
@@ -132,13 +132,13 @@ class NonLocalCLI(LightningCLI):
                 check_fit(read(given), self.model.state_dict(), given)
 
     def last_checkpoint(self, folder: Path) -> Path | None:
-        """The newest that can be read, or None where a run starts for the first time; says which."""
+        """The newest checkpoint that can be read, which is logged; None where a run starts for the first time."""
         path, torn = newest(folder)
         for reason in torn:
-            rank_zero_warn(f"{reason}; the one before it is taken")
-        if path is None and (torn or self.subcommand != "fit"):  # Lightning would test the weights of the start
+            rank_zero_warn(f"{reason}; taking the one before it")
+        if path is None and (torn or self.subcommand != "fit"):  # Lightning would test the initial weights
             raise ValueError(f"no checkpoint that can be read in {folder}")
-        rank_zero_info(f"--ckpt_path=last: {path or f'none in {folder} yet, the run starts'}")
+        rank_zero_info(f"--ckpt_path=last: {path or f'none in {folder} yet, starting the run'}")
         return path
 
     before_fit = before_validate = before_test = before_predict = check_checkpoint
@@ -155,7 +155,7 @@ class NonLocalCLI(LightningCLI):
 
     @property
     def folder(self) -> RunFolder:
-        """Where the things of the run are."""
+        """The run's folder and what is in it."""
         args = self.args
         checkpoints = args.checkpoint.dirpath
         root = Path(args.trainer.default_root_dir)
@@ -167,11 +167,11 @@ class NonLocalCLI(LightningCLI):
         return self.folder.path
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """With checkpoints and two loggers in the run's folder; what `--trainer.logger` names comes on top of these."""
+        """With checkpoints and two loggers in the run's folder; `--trainer.logger` adds to these."""
         given, folder = self.config_init[str(self.subcommand)].trainer.logger, self.folder
         if given is not False:
             others = [] if given in (None, True) else given if isinstance(given, list) else [given]
-            # the CSV logger gets a folder a start, for it would delete the rows of the one before
+            # a folder for each start: the CSV logger would delete the rows of the start before
             csv = CSVLogger(folder.path, name="csv")
             kwargs["logger"] = [TensorBoardLogger(folder.root, folder.project, folder.id), csv, *others]
         trainer = super().instantiate_trainer(**kwargs, default_root_dir=folder.path)  # where callbacks find it

@@ -1,4 +1,4 @@
-"""Where the things of a run are. Nothing else knows."""
+"""The folder of a run and what is in it; no other module knows the layout."""
 
 import itertools
 import os

@@ -1,4 +1,4 @@
-"""What came out of a run, how long it took, and where everything is."""
+"""The results of a run, its duration, and its folder, logged at its end."""
 
 import time
 from typing import Any
@@ -12,7 +12,7 @@ from nonlocal_nets.tasks import Task
 
 
 class Summary(pl.Callback):
-    """Says at the end of fit, validate and test: the figures, the best checkpoint, the time, and the run's folder.
+    """Logs at the end of fit, validate and test: the figures, the best checkpoint, the time, and the run's folder.
 
     The samples a second of a fit are those of training, all processes together, without the time of validation.
     """

@@ -14,6 +14,7 @@ pytest.importorskip("sweeps", reason="an extra of its own, see pyproject.toml", 
 from nonlocal_nets.experiments.sweep.config import command
 from nonlocal_nets.experiments.sweep.engine import engine
 from nonlocal_nets.run.cli import main as train
+from tests.build import build
 
 ROOT = Path(__file__).parents[3]
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
@@ -102,7 +103,7 @@ def test_each_combination_is_taken_by_the_command_line_and_builds_its_network(co
     sizes = {"image": (3, 64, 64), "video": (3, 16, 64, 64), "sequence": (16, 64)}
     kind = config["command"][5].split("/")[1]
     task = getattr(sys.modules["nonlocal_nets.tasks"], resolved["model"]["class_path"].rpartition(".")[2])
-    task(**model, num_classes=4, input_size=sizes[kind])
+    build(task, model | {"num_classes": 4, "input_size": sizes[kind]})
 
 
 def test_each_proposal_of_a_grid_comes_once(monkeypatch):

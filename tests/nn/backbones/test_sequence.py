@@ -52,7 +52,7 @@ def batch(samples, extra=0, filling=0):
 
 @pytest.mark.parametrize("tokens", [False, True])
 @pytest.mark.parametrize("pairwise", PAIRWISE)
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(lengths=LENGTHS, extra=st.integers(0, 9), strides=st.sampled_from(STRIDES))
 def test_logits_of_a_sample_alone_are_those_in_any_batch(pairwise, tokens, lengths, extra, strides):
     net = network(tokens, strides, pairwise=pairwise)
@@ -64,7 +64,7 @@ def test_logits_of_a_sample_alone_are_those_in_any_batch(pairwise, tokens, lengt
 
 
 @pytest.mark.parametrize("pool_position", ["input", "embedding"])
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=5)
 @given(lengths=LENGTHS)
 def test_and_so_they_are_with_pooled_keys(pool_position, lengths):
     net, samples = network(False, pool=3, pool_position=pool_position), sequences(False, lengths)
@@ -85,7 +85,7 @@ def test_default_networks_in_float32(pairwise, tokens):
 
 @pytest.mark.parametrize("tokens", [False, True])
 @pytest.mark.parametrize("pairwise", PAIRWISE)
-@settings(max_examples=3, deadline=None)
+@settings(max_examples=3)
 @given(lengths=LENGTHS, strides=st.sampled_from(STRIDES))
 @example(lengths=[12, 12], strides=(1, 1))
 def test_training_does_not_depend_on_the_amount_of_padding(pairwise, tokens, strides, lengths):
@@ -175,7 +175,7 @@ def test_a_unit_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("kwargs", "message"),
     [
         ({"widths": ()}, r"widths must be at least 1, got \[\]"),
         ({"widths": (8, 0)}, r"widths must be at least 1, got \[8, 0\]"),
@@ -186,9 +186,9 @@ def test_a_unit_by_hand():
         ({"stage_stride": -1}, r"strides must be at least 1, got \[1, -1\]"),
     ],
 )
-def test_refusals(words, message):
+def test_refusals(kwargs, message):
     with pytest.raises(ValueError, match=message):
-        SequenceResNet(3, CHANNELS, **words)
+        SequenceResNet(3, CHANNELS, **kwargs)
 
 
 def test_an_unknown_backbone():

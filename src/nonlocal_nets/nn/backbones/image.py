@@ -1,16 +1,18 @@
-"""Image classifiers: any timm model, or the small local network of the first experiment."""
+"""Image classifiers: any timm model, or a small network whose convolutions see little of the image."""
 
 import difflib
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from nonlocal_nets.nn.messages import shorten
+
 
 class LocalConvNet(nn.Module):
-    """Four small convolutions that see 7 x 7 pixels, at a quarter of the resolution, and a head that pools.
+    """Four small convolutions with a receptive field of 7 x 7 pixels, a mean over all positions, and a linear layer.
 
-    Whatever is 7 pixels apart or more meets in the linear head only, unless a non-local block stands in between: the
-    place for it is "layer3", before one more pointwise layer, as the paper puts it before the last residual block.
+    Pixels that are 7 or more apart are compared nowhere before the linear layer, unless a non-local block is inserted.
+    It goes after "layer3", before one more pointwise layer, as the paper's goes before the last residual block.
     """
 
     def __init__(self, num_classes: int, in_chans: int = 3, widths: Sequence[int] = (16, 32, 32, 32)) -> None:
@@ -37,12 +39,12 @@ def image_backbone(name: str, num_classes: int, in_chans: int = 3) -> nn.Module:
     """An image classifier, (B, in_chans, H, W) -> (B, num_classes).
 
     Args:
-        name: "local_convnet" or any timm model.
+        name: "local_convnet" or the name of any timm model.
         num_classes: width of the last layer.
         in_chans: channels of an image.
 
     Raises:
-        ValueError: an unknown name; names the nearest.
+        ValueError: an unknown name. The message has the nearest known ones.
     """
     if name == "local_convnet":
         return LocalConvNet(num_classes, in_chans)
@@ -51,14 +53,13 @@ def image_backbone(name: str, num_classes: int, in_chans: int = 3) -> nn.Module:
     known = timm.list_models()
     if name.partition(".")[0] not in known:
         near = difflib.get_close_matches(name, [*known, "local_convnet"], n=3, cutoff=0.4)
-        raise ValueError(
-            f"unknown backbone {name!r}, neither local_convnet nor a timm model; nearest: {', '.join(near)}"
-        )
+        given, names = shorten(repr(name)), ", ".join(near)
+        raise ValueError(f"unknown backbone {given}, neither local_convnet nor a timm model; nearest: {names}")
     model: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_chans)
     return model
 
 
 def classifier_name(network: nn.Module) -> str:
-    """The name of an image backbone's last layer, which depends on the number of classes."""
+    """The name of the last layer of an image backbone, whose width is the number of classes."""
     config = getattr(network, "pretrained_cfg", {"classifier": "fc"})
     return str(config["classifier"])

@@ -1,4 +1,4 @@
-"""Sequence classifiers: the residual 1-D network of time series, for signals or for tokens.
+"""Sequence classifiers: a residual 1-D network for time series, signals and tokens.
 
 Shape suffixes: B batch, C channels, L positions.
 """
@@ -13,7 +13,10 @@ BACKBONES = ("signal_resnet", "token_resnet")
 
 
 class Unit(nn.Module):
-    """Convolutions with a norm each, and a shortcut, projected where its shape changes; the stride is in the first."""
+    """A residual block: convolutions, each with batch norm, and a shortcut, which is projected if its shape changes.
+
+    The stride is that of the first convolution.
+    """
 
     def __init__(self, channels: int, width: int, kernels: Sequence[int], stride: int) -> None:
         super().__init__()
@@ -27,7 +30,12 @@ class Unit(nn.Module):
             self.shortcut_norm = nn.BatchNorm1d(width)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """(B, C, L) -> (B, width, ceil(L / stride)); mask: the output's valid positions, bool. x is zero elsewhere."""
+        """(B, C, L) -> (B, width, ceil(L / stride)).
+
+        Args:
+            x: (B, C, L), zero at padding.
+            mask: bool (B, ceil(L / stride)), the valid positions of the output; None: all.
+        """
         shortcut = x if self.shortcut is None else _normed(self.shortcut_norm, self.shortcut(x), mask)
         for k, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             x = _normed(norm, conv(x if k == 0 else x.relu()), mask)
@@ -35,25 +43,25 @@ class Unit(nn.Module):
 
 
 class SequenceResNet(nn.Module):
-    """The residual network of Wang, Yan and Oates (IJCNN 2017) for time series, with a stem, and for tokens as well.
+    """The residual network of Wang, Yan and Oates (IJCNN 2017) for time series, with a stem; for tokens as well.
 
-    Theirs is `widths` (64, 128, 128) with one unit a stage and no stride; kernels of 7, not 8, keep the centre. The
-    stages are `layer1`, `layer2`, ... for `insert`. Padding changes nothing: all layers see zeros there, and the
-    statistics of batch norms and the mean before the classifier are those of the valid positions.
+    Theirs has `widths` (64, 128, 128), one unit per stage, no stride, and kernels of 8 where ours have 7, which are
+    centred. For `insert`, the stages are named `layer1`, `layer2`, ... Padding has no effect: all layers see zeros
+    there, and the statistics of batch norms and the mean before the last layer are those of the valid positions.
 
     Args:
         num_classes: width of the last layer.
-        in_chans: channels of a signal, or how many tokens there are.
-        tokens: the input are tokens (B, L), int64, which are embedded; else signals (B, in_chans, L).
-        widths: channels of each stage.
-        units: residual units a stage.
-        kernels: of the convolutions of a unit, odd.
-        stem_stride: of the stem, a convolution.
-        stage_stride: of each stage but the first.
-        dropout: before the last layer.
+        in_chans: number of channels of a signal, or number of different tokens.
+        tokens: the inputs are tokens (B, L), int64, which are embedded; if False, signals (B, in_chans, L).
+        widths: number of channels in each stage.
+        units: residual blocks per stage.
+        kernels: kernel sizes, odd, of the convolutions in a residual block.
+        stem_stride: stride of the stem, which is a convolution.
+        stage_stride: stride of every stage except the first.
+        dropout: probability of dropout before the last layer.
 
     Raises:
-        ValueError: a size that is not positive, an even kernel, or none.
+        ValueError: a size that is not positive, an even kernel, or an empty list of widths or kernels.
     """
 
     def __init__(
@@ -97,7 +105,7 @@ class SequenceResNet(nn.Module):
 
         Args:
             x: signals (B, in_chans, L), or tokens (B, L).
-            mask: bool (B, L), the valid positions, at the start of each sample; None: all.
+            mask: bool (B, L), True at the valid positions, which come first in each sample; None: all are valid.
         """
         if self.embedding is not None:
             x = self.embedding(x).transpose(1, 2)
@@ -126,10 +134,16 @@ def _normed(norm: nn.Module, x_BCL: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def sequence_backbone(name: str, num_classes: int, in_chans: int, **kwargs: object) -> SequenceResNet:
-    """A sequence classifier by its name, "signal_resnet" or "token_resnet"; the rest is of `SequenceResNet`.
+    """A sequence classifier.
+
+    Args:
+        name: "signal_resnet" or "token_resnet".
+        num_classes: width of the last layer.
+        in_chans: number of channels of a signal, or number of different tokens.
+        **kwargs: passed to `SequenceResNet`.
 
     Raises:
-        ValueError: an unknown name, and all of `SequenceResNet`.
+        ValueError: an unknown name, or an argument that `SequenceResNet` refuses.
     """
     if name not in BACKBONES:
         raise ValueError(f"backbone must be one of {', '.join(BACKBONES)}, got {name!r}")
