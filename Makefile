@@ -1,78 +1,81 @@
-# The verbs of this repository. Each does the set-up first if it is needed: Python 3.11 or newer, git and make suffice.
+# The commands of this repository. Each sets up .venv first if needed, which takes Python 3.11 or newer, git and make.
 PYTHON ?= python3
 BIN := .venv/bin
 UV := $(BIN)/uv
-COMPARE := $(BIN)/python -m nonlocal_nets.experiments.compare
+COMPARE := $(BIN)/python train.py compare
 SEEDS ?= 5
 QUIET := --trainer.enable_progress_bar=false --trainer.enable_model_summary=false
 
-.PHONY: demo results results-video results-sequence transfer notebooks test test-all test-cuda check format bench lock
+.PHONY: demo results results-video results-sequence transfer notebooks test test-all test-cuda mutants check format bench lock
 
-demo: .venv/installed  ## train, test, compare with the same network without the block, draw a picture
-	$(COMPARE) configs/image/cued_digits.yaml --variant "with the block:" --variant "without: --model.blocks=none"
+demo: .venv/installed  ## train and test a network with and without the block, draw a picture; 2 minutes of training
+	$(COMPARE) configs/image/cued_digits.yaml --variant "with the block:" --variant "without: --model.blocks.at=none"
 
-results: .venv/installed  ## the README's first table: each pairwise function, SEEDS=5
-	$(COMPARE) configs/image/cued_digits.yaml --seeds $(SEEDS) --processes 2 --variant "no block: --model.blocks=none" \
-	  --variant "Gaussian: --model.pairwise=gaussian" \
-	  --variant "embedded Gaussian: --model.pairwise=embedded_gaussian" \
-	  --variant "dot product: --model.pairwise=dot_product" \
-	  --variant "concatenation: --model.pairwise=concatenation" \
+results: .venv/installed  ## README, cued digits: each pairwise function, SEEDS=5
+	$(COMPARE) configs/image/cued_digits.yaml --seeds $(SEEDS) --processes 2 --variant "no block: --model.blocks.at=none" \
+	  --variant "Gaussian: --model.blocks.pairwise=gaussian" \
+	  --variant "embedded Gaussian: --model.blocks.pairwise=embedded_gaussian" \
+	  --variant "dot product: --model.blocks.pairwise=dot_product" \
+	  --variant "concatenation: --model.blocks.pairwise=concatenation" \
 	  -- $(QUIET)
 
-results-video: .venv/installed  ## the README's second table, cued clips: a small version of the paper's Table 2, SEEDS=5
-	$(COMPARE) configs/video/cued_clips.yaml --seeds $(SEEDS) --processes 2 --variant "no block: --model.blocks=none" \
-	  --variant "one block: --model.blocks=paper-1" --variant "five blocks, spacetime:" \
-	  --variant "five blocks, space only: --model.window=[1,null,null]" \
-	  --variant "five blocks, time only: --model.window=[null,1,1] --model.pool=null" \
-	  --variant "Gaussian: --model.pairwise=gaussian" --variant "dot product: --model.pairwise=dot_product" \
-	  --variant "concatenation: --model.pairwise=concatenation" -- $(QUIET)
+results-video: .venv/installed  ## README, cued clips: a small version of the paper's Table 2, SEEDS=5
+	$(COMPARE) configs/video/cued_clips.yaml --seeds $(SEEDS) --processes 2 --variant "no block: --model.blocks.at=none" \
+	  --variant "one block: --model.blocks.at=paper-1" --variant "five blocks, spacetime:" \
+	  --variant "five blocks, space only: --model.blocks.window=[1,null,null]" \
+	  --variant "five blocks, time only: --model.blocks.window=[null,1,1] --model.blocks.pool=null" \
+	  --variant "Gaussian: --model.blocks.pairwise=gaussian" --variant "dot product: --model.blocks.pairwise=dot_product" \
+	  --variant "concatenation: --model.blocks.pairwise=concatenation" -- $(QUIET)
 
-# sets of series that are in a package, with and without the block; longer ones are strided by the stem
+# data sets that a package ships, with their epochs; on long series the stem has a stride
 SERIES := "GunPoint:50" "ArrowHead:100" "ItalyPowerDemand:100" "BasicMotions:60" "JapaneseVowels:30" \
   "OSULeaf:25 --model.stem_stride=2" "ACSF1:80 --model.stem_stride=8"
-results-sequence: .venv/installed  ## the README's third table: time series, SEEDS=5
+results-sequence: .venv/installed  ## README, time series: with and without the block, SEEDS=5
 	set --; for series in $(SERIES); do \
-	  words="--data.name=$${series%%:*} --trainer.max_epochs=$${series#*:}"; \
-	  set -- "$$@" --variant "$${series%%:*}, no block: $$words --model.blocks=none" --variant "$${series%%:*}, block: $$words"; \
+	  args="--data.name=$${series%%:*} --trainer.max_epochs=$${series#*:}"; \
+	  set -- "$$@" --variant "$${series%%:*}, no block: $$args --model.blocks.at=none" --variant "$${series%%:*}, block: $$args"; \
 	done; $(COMPARE) configs/sequence/ucr.yaml --seeds $(SEEDS) --processes 2 "$$@" -- $(QUIET)
 
-transfer: .venv/installed  ## the README's fourth table: ImageNet's weights fine-tuned on solar cells, 3 seeds
+transfer: .venv/installed  ## README, solar cells: ImageNet weights fine-tuned with and without blocks, 3 seeds
 	$(COMPARE) configs/image/elpv.yaml --seeds 3 --metric test/balanced_accuracy \
-	  --variant "no block: --model.blocks=none" --variant "two blocks:" -- $(QUIET)
+	  --variant "no block: --model.blocks.at=none" --variant "two blocks:" -- $(QUIET)
 
-notebooks: .venv/installed  ## execute the notebooks and save what comes out; 8 minutes
+notebooks: .venv/installed  ## execute the notebooks and save their outputs; 8 minutes
 	$(BIN)/python notebooks/execute.py
 
-test: .venv/installed  ## the fast tests
+test: .venv/installed  ## run the fast tests
 	$(BIN)/python -m pytest -n auto --dist worksteal -m "not slow"
 
-test-all: .venv/installed  ## all tests
+test-all: .venv/installed  ## run all tests
 	$(BIN)/python -m pytest -n auto --dist worksteal
 
-test-cuda: .venv/installed  ## the layer on a GPU against the oracles on the CPU
+test-cuda: .venv/installed  ## check the layer on a GPU against the oracles on the CPU
 	$(BIN)/python -m pytest -m oracle --device cuda tests/nn
 
-check: .venv/installed  ## linters and types
+mutants: .venv/installed  ## make the mistakes of tests/mutants.toml one by one: does a test fail? half an hour
+	$(BIN)/python tests/mutants.py
+
+check: .venv/installed  ## run the linters and the type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: .venv/installed
+format: .venv/installed  ## format the code, and fix what the linter can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 ifeq ($(DEVICE),cuda)
-bench:  ## with DEVICE=cuda: of the card, in float32, bfloat16 and float16, by a Python that has torch; nothing is installed
+bench:  ## DEVICE=cuda: measure the GPU in float32, bfloat16 and float16; installs nothing, PYTHON must have torch
 	PYTHONPATH=src $(PYTHON) -m benchmarks --device cuda
 else
-bench: .venv/bench  ## the tables of benchmarks/README.md; long, `python -m benchmarks <table>` makes one
+bench: .venv/bench  ## measure the tables of benchmarks/README.md (long); `python -m benchmarks <table>` measures one
 	$(BIN)/python -m benchmarks
 endif
 
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --extra dev --extra sweep \
   --no-emit-index-url --no-header --no-annotate pyproject.toml
 
-lock: .venv/installed  ## the newest versions that pyproject.toml admits, for all platforms
+lock: .venv/installed  ## lock the newest versions that pyproject.toml admits, for all platforms
 	$(COMPILE) --upgrade --output-file constraints.txt
 	$(COMPILE) --upgrade --extra bench --constraint constraints.txt --output-file benchmarks/constraints.txt
 

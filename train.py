@@ -1,16 +1,19 @@
-"""Train, validate, test and predict with non-local networks.
+"""Train and evaluate non-local networks, and compare them.
 
     python train.py fit      --config configs/image/cued_digits.yaml
-    python train.py fit      --config configs/image/cued_digits.yaml --model.pairwise=dot_product --model.lr=0.001
-    python train.py fit      --config configs/image/cued_digits.yaml --model.blocks=none
-    python train.py fit      --config runs/<project>/<id>/config.yaml --ckpt_path=last     go on with it
-    python train.py test     --config runs/<project>/<id>/config.yaml --ckpt_path=best     or last
-    python train.py predict  --config runs/<project>/<id>/config.yaml --ckpt_path=last --data.path=<file or folder>
+    python train.py fit      --config configs/image/cued_digits.yaml --model.blocks.pairwise=dot_product
+    python train.py fit      --config configs/image/cued_digits.yaml --model.blocks.at=none --model.optimizer.lr=0.001
     python train.py fit      --config configs/image/cued_digits.yaml --config configs/data/elpv.yaml
+    python train.py fit      --config runs/<project>/<id>/config.yaml --ckpt_path=last     resume it
+    python train.py test     --config runs/<project>/<id>/config.yaml --ckpt_path=best     or last; also validate
+    python train.py predict  --config runs/<project>/<id>/config.yaml --ckpt_path=best --data.path=<file or folder>
+    python train.py compare  configs/image/cued_digits.yaml --variant "with:" --variant "none: --model.blocks.at=none"
+    python train.py sweep    configs/sweeps/pairwise.yaml --processes 2
     python train.py fit      --help                                    and --model.help=ImageClassification
 
-Whatever stands in a config can be given on the command line, which wins. A run's folder, runs/<project>/<id>, holds its
-resolved config, its checkpoints, its logs (TensorBoard and CSV) and its pictures.
+Every key of a config can be given on the command line, which wins. The folder of a run, runs/<project>/<id>, holds its
+resolved config, its checkpoints, its logs (TensorBoard and CSV) and its pictures; --trainer.default_root_dir=<folder>
+puts it elsewhere. `python -m nonlocal_nets` is the same program, from any folder.
 """
 
 from nonlocal_nets.run.cli import main

@@ -14,20 +14,22 @@ parser.add_argument("--epochs", type=int, default=3)
 parser.add_argument("--seconds", type=float, default=0)
 parser.add_argument("--metric", default="val/accuracy")
 parser.add_argument("--ckpt_path")
-given = parser.parse_args()
+parser.add_argument("--trainer.default_root_dir", dest="root", default="runs")
+options = parser.parse_args()
 
-folder = Path("runs/project") / os.environ["WANDB_RUN_ID"]
+folder = Path(options.root) / "project" / os.environ["WANDB_RUN_ID"]
 logs = folder / "csv" / f"version_{len(list(folder.glob('csv/*')))}"
 logs.mkdir(parents=True)
 epoch = folder / "epoch"
-if given.x > 1000:
-    raise SystemExit(f"error: x is {given.x}")
+if options.x > 1000:
+    raise SystemExit(f"error: x is {options.x}")
 with (logs / "metrics.csv").open("w", newline="") as file:
     rows = csv.writer(file)
-    rows.writerow(["epoch", "step", "train/loss", given.metric])
-    for k in range(int(epoch.read_text()) if given.ckpt_path == "last" and epoch.exists() else 0, given.epochs):
+    rows.writerow(["epoch", "step", "train/loss", options.metric])
+    first = int(epoch.read_text()) if options.ckpt_path == "last" and epoch.exists() else 0
+    for k in range(first, options.epochs):
         rows.writerow([k, 10 * k, 0.5, ""])
-        rows.writerow([k, 10 * k + 9, "", given.x + k / 10 + given.seed_everything / 100])
+        rows.writerow([k, 10 * k + 9, "", options.x + k / 10 + options.seed_everything / 100])
         file.flush()
         epoch.write_text(str(k + 1))
-        time.sleep(given.seconds)
+        time.sleep(options.seconds)

@@ -16,6 +16,7 @@ ALLOWED = {
     "run": {"run", "nn", "data", "attention", "weights", "tasks", "callbacks"},
     "experiments": {"experiments", "run"},
     "__init__": {"nn", "attention"},
+    "__main__": {"run"},
 }
 NN_MAY_IMPORT = {"torch", "timm"}
 

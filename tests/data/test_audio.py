@@ -1,4 +1,4 @@
-"""wav files and log-mel spectrograms, against scipy and the formula of the textbook."""
+"""wav files and log-mel spectrograms, compared with scipy and the textbook formula."""
 
 import struct
 import wave
@@ -24,7 +24,7 @@ def write(path, samples=(1, 2, 3), rate=16_000, channels=1, width=2):
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(-(2**15), 2**15 - 1), min_size=1, max_size=50))
-def test_read_as_scipy_writes(tmp_path_factory, samples):
+def test_read_what_scipy_writes(tmp_path_factory, samples):
     path = str(tmp_path_factory.mktemp("wav") / "x.wav")
     scipy.io.wavfile.write(path, 16_000, np.array(samples, np.int16))
     x = read_wav(path, 16_000, 50)
@@ -32,7 +32,7 @@ def test_read_as_scipy_writes(tmp_path_factory, samples):
 
 
 def header(count, kind=1):
-    """Of a file that promises so many samples; kind 1 is PCM, 3 floating point."""
+    """The header of a file that claims to have `count` samples; kind 1 is PCM, 3 floating point."""
     return (
         b"RIFF"
         + struct.pack("<I", 36 + 2 * count)
@@ -47,7 +47,7 @@ def header(count, kind=1):
     ("content", "message"),
     [
         (b"", "corrupt recording .*x.wav: empty file; expected a wav file of 16-bit PCM"),
-        (b"RIFF", "corrupt recording .*x.wav: cut short; expected a wav file of 16-bit PCM"),
+        (b"RIFF", "corrupt recording .*x.wav: truncated; expected a wav file of 16-bit PCM"),
         (b"an mp3 perhaps", "corrupt recording .*x.wav: file does not start with RIFF id; expected a wav"),
         (
             header(2, kind=3) + b"\0" * 4,
@@ -57,39 +57,39 @@ def header(count, kind=1):
         (header(6) + b"\0" * 12, r"recording .*x.wav: 6 samples, expected 1 to max_length=5"),
     ],
 )
-def test_refusals(tmp_path, content, message):
+def test_invalid_files(tmp_path, content, message):
     path = tmp_path / "x.wav"
     path.write_bytes(content)
-    for look in (check_wav, read_wav):
+    for read in (check_wav, read_wav):
         with pytest.raises(CorruptFileError, match=message):
-            look(str(path), 16_000, 5)
+            read(str(path), 16_000, 5)
 
 
-def test_another_kind_of_recording(tmp_path):
-    assert read_wav(write(tmp_path / "x.wav"), 16_000, 3).shape == (1, 3)
-    for words, message in (
+def test_other_kinds_of_recordings(tmp_path):
+    check_wav(write(tmp_path / "x.wav"), 16_000, 3)
+    for args, message in (
         ({"rate": 8000}, "8000 Hz, expected 16000"),
         ({"channels": 2, "samples": (1, 2)}, "2 channels, expected 1"),
-        ({"width": 4}, "32 bits a sample, expected 16"),
+        ({"width": 4}, "32 bits per sample, expected 16"),
     ):
-        path = write(tmp_path / "x.wav", **words)
+        path = write(tmp_path / "x.wav", **args)
         with pytest.raises(CorruptFileError, match=f"recording {path}: {message}"):
             check_wav(path, 16_000, 3)
 
 
-def test_a_file_that_is_cut_short_is_not_taken_for_a_short_one(tmp_path):
+def test_a_truncated_file_is_not_mistaken_for_a_short_one(tmp_path):
     (tmp_path / "x.wav").write_bytes(header(5) + b"\0" * 7)
     check_wav(str(tmp_path / "x.wav"), 16_000, 5)
-    with pytest.raises(CorruptFileError, match=r"corrupt recording .*x.wav: cut short, 3 of 5 samples"):
+    with pytest.raises(CorruptFileError, match=r"corrupt recording .*x.wav: truncated, 3 of 5 samples"):
         read_wav(str(tmp_path / "x.wav"), 16_000, 5)
 
 
 def mel(frequency):
-    return 1127 * np.log1p(frequency / 700)  # the same scale, as HTK's book writes it
+    return 1127 * np.log1p(frequency / 700)  # the same scale, as in the HTK book
 
 
 @pytest.mark.parametrize("n_mels", [1, 40, 80])
-def test_filters_are_triangles_at_equal_steps_of_mel(n_mels):
+def test_filters_are_triangles_evenly_spaced_in_mel(n_mels):
     filters = mel_filters(n_mels, 16_000)
     assert filters.shape == (n_mels, 257)
     step = mel(8000) / (n_mels + 1)
@@ -105,19 +105,19 @@ def test_too_many_filters():
 
 
 @pytest.mark.parametrize("length", [16_000, 1000, 400, 559, 560])
-def test_log_mel_is_that_of_the_spectrogram_of_scipy(length):
+def test_log_mel_of_scipys_spectrogram(length):
     x = torch.randn(1, length, generator=torch.Generator().manual_seed(0)) / 10
     filters = mel_filters(40, 16_000)
     window = scipy.signal.get_window("hann", 400)
-    words = {"window": window, "noverlap": 240, "nfft": 512, "detrend": False, "scaling": "spectrum", "mode": "psd"}
-    _, _, spectrum = scipy.signal.spectrogram(x[0].numpy(), 16_000, return_onesided=False, **words)
+    args = {"window": window, "noverlap": 240, "nfft": 512, "detrend": False, "scaling": "spectrum", "mode": "psd"}
+    _, _, spectrum = scipy.signal.spectrogram(x[0].numpy(), 16_000, return_onesided=False, **args)
     power = spectrum[:257] * window.sum() ** 2
     features = log_mel(x, filters)
     assert features.shape == (40, frames(length)) == (40, 1 + (length - 400) // 160)
     np.testing.assert_allclose(features, np.log(1e-6 + filters.numpy() @ power), rtol=1e-3)
 
 
-def test_a_tone_is_in_the_filter_of_its_frequency_and_silence_is_finite():
+def test_a_tone_peaks_in_the_filter_of_its_frequency_and_silence_is_finite():
     time = torch.arange(16_000) / 16_000
     filters = mel_filters(40, 16_000)
     for frequency in (300, 1000, 4000):
@@ -129,17 +129,17 @@ def test_a_tone_is_in_the_filter_of_its_frequency_and_silence_is_finite():
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 20), st.integers(1, 30))
-def test_shifted_is_the_recording_elsewhere(length, most):
+def test_shifted_moves_a_recording_to_either_side_and_fills_with_zeros(length, max_shift):
     x = torch.arange(1.0, length + 1)[None]
     torch.manual_seed(length)
     found = set()
     for _ in range(30):
-        y = shifted(x, most)
+        y = shifted(x, max_shift)
         assert y.shape == x.shape
-        by = int((y[0] == 0).sum()) * (1 if y[0, 0] == 0 else -1)
+        shift = int((y[0] == 0).sum()) * (1 if y[0, 0] == 0 else -1)
         expected = torch.zeros(1, length)
-        expected[:, max(by, 0) : length + min(by, 0)] = x[:, max(-by, 0) : length - max(by, 0)]
+        expected[:, max(shift, 0) : length + min(shift, 0)] = x[:, max(-shift, 0) : length - max(shift, 0)]
         assert torch.equal(y, expected)
-        assert abs(by) <= most
-        found.add(by)
-    assert len(found) > 2 or length == 1
+        assert abs(shift) <= max_shift
+        found.add(shift)
+    assert min(found) < 0 < max(found) or length == 1

@@ -1,4 +1,4 @@
-"""What all image data modules share, on real files: pixels against Pillow and numpy, splits, corrupt files, predict."""
+"""What all image data modules share, on real files: pixels compared with Pillow, splits, corrupt files, predict."""
 
 import itertools
 from collections import Counter
@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from nonlocal_nets.data.base import split
 from nonlocal_nets.data.images import CorruptImageError, ImageFiles, ImageFilesDataModule, check_headers
@@ -17,19 +18,18 @@ WORKERS = pytest.mark.parametrize("num_workers", [0, 2])
 
 
 class Squares(ImageFilesDataModule):
-    """The same files in all parts, no augmentation."""
+    """The same files in all parts, by default without augmentation."""
 
-    def __init__(self, files, image_size=8, crop_fraction=1.0, **words):
+    def __init__(self, files, image_size=8, crop_fraction=1.0, augment=(), **args):
         samples = [(str(path), k % 3) for k, path in enumerate(files)]
         parts = {"train": samples, "val": samples, "test": samples}
-        super().__init__(
-            class_names="rgb", parts=parts, image_size=image_size, augment=[], crop_fraction=crop_fraction, **words
-        )
+        args |= {"image_size": image_size, "crop_fraction": crop_fraction, "augment": augment}
+        super().__init__(class_names="rgb", parts=parts, **args)
 
 
 @pytest.fixture
 def files(tmp_path):
-    """Twelve plain images of 8 x 8; file k has colour k % 3."""
+    """Twelve images of 8 x 8 pixels in a single colour; file k has colour k % 3."""
     paths = [tmp_path / f"{k:02}.png" for k in range(12)]
     for k, path in enumerate(paths):
         Image.new("RGB", (8, 8), COLOURS[k % 3]).save(path)
@@ -63,6 +63,15 @@ def test_evaluation_is_resize_centre_crop_and_normalisation(tmp_path):
         np.testing.assert_allclose(images[0].permute(1, 2, 0), expected, atol=1e-6)
 
 
+def test_only_training_is_augmented(files):
+    data = Squares(files[:1], augment=[v2.RandomInvert(1.0)], path=str(files[0]), mean=(0, 0, 0), std=(1, 1, 1))
+    red, green, blue = COLOURS[0]
+    for part in ("train", "val", "test", "predict"):
+        ((images, _),) = getattr(data, f"{part}_dataloader")()
+        expected = [255 - red, 255 - green, 255 - blue] if part == "train" else [red, green, blue]
+        assert (255 * images[0, :, 3, 3]).round().tolist() == expected, part
+
+
 def test_the_default_normalisation_is_that_of_imagenet(files):
     image = next(iter(Squares(files).val_dataloader()))[0][0]
     expected = (np.array(COLOURS[0]) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
@@ -78,31 +87,43 @@ def test_every_mode_of_an_image_becomes_rgb(mode, tmp_path):
 
 
 @WORKERS
-def test_labels_stay_with_their_images_and_the_order_follows_the_seed(files, num_workers, monkeypatch):
+def test_labels_belong_to_their_images_and_the_seed_determines_the_order(files, num_workers, monkeypatch):
     data = Squares(files, batch_size=5, num_workers=num_workers)
     orders = []
     for seed in ("0", "0", "1"):
         monkeypatch.setenv("PL_GLOBAL_SEED", seed)
         batches = list(data.train_dataloader())
-        assert [len(labels) for _, labels in batches] == [5, 5], "an incomplete last batch is dropped"
+        assert [len(labels) for _, labels in batches] == [5, 5], "the incomplete last batch is dropped"
         for images, labels in batches:
             assert torch.equal(images.mean((2, 3)).argmax(1), labels)
         orders.append([label for _, labels in batches for label in labels.tolist()])
     assert orders[0] == orders[1] != orders[2]
-    assert read(data.val_dataloader()) == [0, 1, 2] * 4, "evaluation keeps the order and drops nothing"
+    for loader in (data.val_dataloader(), data.test_dataloader()):
+        assert read(loader) == [0, 1, 2] * 4, "evaluation keeps the order and drops nothing"
+
+
+def test_two_processes_share_the_samples_of_an_epoch(files):
+    data, indices = Squares(files, batch_size=3), []
+    for rank in (0, 1):
+        data.trainer = SimpleNamespace(world_size=2, global_rank=rank)
+        indices.append([index for _, index in data.train_dataloader().sampler])
+    assert len(indices[0]) == len(indices[1])
+    assert sorted(indices[0] + indices[1]) == list(range(12))
 
 
 def test_fewer_samples_than_a_batch_are_one_batch(files):
-    assert [len(labels) for _, labels in Squares(files, batch_size=64).train_dataloader()] == [12]
+    assert [sorted(labels.tolist()) for _, labels in Squares(files, batch_size=64).train_dataloader()] == [
+        [0] * 4 + [1] * 4 + [2] * 4
+    ]
 
 
-def test_known_from_construction_on(files):
+def test_classes_and_input_size_are_known_after_construction(files):
     data = Squares(files)
     assert (data.num_classes, data.class_names, data.input_size) == (3, ("r", "g", "b"), (3, 8, 8))
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
         ({"image_size": 0}, "image_size must be at least 1, got 0"),
@@ -115,12 +136,12 @@ def test_known_from_construction_on(files):
         ({"path": "no/such"}, "no file or folder no/such: expected an image, or a folder with images"),
     ],
 )
-def test_refusals(files, words, message):
+def test_invalid_arguments(files, args, message):
     with pytest.raises(ValueError, match=message):
-        Squares(files, **words)
+        Squares(files, **args)
 
 
-def test_an_unknown_argument_is_refused(files):
+def test_an_unknown_argument(files):
     with pytest.raises(TypeError, match="batchsize"):
         Squares(files, batchsize=3)
 
@@ -144,25 +165,25 @@ def test_split_is_disjoint_complete_stratified_and_seeded(seed):
     assert parts != split(groups, fractions, seed + 1)
 
 
-def test_split_takes_every_sample_equally_often():
-    counts = Counter(itertools.chain(*(split([0, 1] * 10, {"val": 0.2}, seed)["val"] for seed in range(1000))))
-    assert set(counts) == set(range(20))
-    assert min(counts.values()) > 140
-    assert max(counts.values()) < 260, "200 expected, standard deviation below 13"
+def test_split_takes_every_pair_of_a_group_equally_often():
+    counts = Counter(tuple(split(["a"] * 6, {"val": 1 / 3}, seed)["val"]) for seed in range(1500))
+    assert set(counts) == set(itertools.combinations(range(6), 2))
+    assert min(counts.values()) > 60
+    assert max(counts.values()) < 140, "100 expected, standard deviation below 10"
 
 
 def test_split_of_classes_with_one_sample_each():
-    parts = split(list(range(20)), {"val": 0.2}, 0)
-    assert len(parts["val"]) == 4
+    parts = split(list(range(20)), {"test": 0.3, "val": 0.2}, 0)
+    assert [len(parts[part]) for part in ("train", "val", "test")] == [10, 4, 6]
 
 
 @pytest.mark.parametrize("fractions", [{"val": 0.0}, {"val": 1.0}, {"test": 0.6, "val": 0.4}, {"val": -0.1}])
-def test_split_refuses_fractions(fractions):
+def test_split_with_invalid_fractions(fractions):
     with pytest.raises(ValueError, match=r"above 0, and below 1 together, got .*val_fraction="):
         split([0] * 10, fractions, 0)
 
 
-def test_split_refuses_an_empty_part():
+def test_split_with_an_empty_part():
     with pytest.raises(ValueError, match=r"a split of 2 samples leaves none for (val|train)"):
         split([0, 0], {"test": 0.5, "val": 0.1}, 0)
 
@@ -174,21 +195,21 @@ def test_split_refuses_an_empty_part():
 @pytest.mark.parametrize("how", ["jpeg", "png", "text", "empty"])
 def test_a_corrupt_file_stops_with_its_path(files, how, num_workers, failure):
     data = Squares(files, batch_size=2, num_workers=num_workers)
-    spoil(files[5], how)  # after the look at the headers
+    spoil(files[5], how)  # after the check of the headers
     seen, message = failure(data.val_dataloader())
     assert seen == 2, "the batches before it are read"
-    assert f"corrupt image {files[5]}: " in message.strip().splitlines()[-1], "a worker's traceback ends with our line"
+    assert f"corrupt image {files[5]}: " in message.strip().splitlines()[-1], "the last line of a worker's traceback"
 
 
 @pytest.mark.parametrize("how", ["text", "empty"])
-def test_what_is_no_image_stops_before_any_work(files, how):
+def test_a_file_that_is_not_an_image_is_found_on_construction(files, how):
     spoil(files[5], how)
     with pytest.raises(CorruptImageError, match=f"corrupt image {files[5]}: "):
         Squares(files, batch_size=2)
     Squares(files, batch_size=2, corrupt="replace")
 
 
-def test_of_many_files_an_even_share_is_looked_into(files, monkeypatch):
+def test_of_many_files_an_evenly_spread_share_is_checked(monkeypatch):
     seen = []
     monkeypatch.setattr("nonlocal_nets.data.images.CHECKED", 3)
     monkeypatch.setattr(
@@ -219,17 +240,19 @@ def test_corrupt_files_are_replaced_and_named_once(files, num_workers, warnings_
 
 
 @WORKERS
-def test_one_more_than_the_share_stops(files, num_workers, warnings_of_all_processes, failure):
+def test_more_corrupt_files_than_the_share_stop(files, num_workers, warnings_of_all_processes, failure):
     for k in (0, 3, 6, 10):
         spoil(files[k], "text")
     data = Squares(files, batch_size=1, num_workers=num_workers, corrupt="replace", max_corrupt=0.25)
     seen, message = failure(data.val_dataloader())
-    assert seen == 10, "the workers count together"
-    assert "4 of 12 images so far, more than max_corrupt=0.25" in message
-    assert str(files[10]) in message
+    assert seen == 10, "the workers share the count"
+    last_line = message.strip().splitlines()[-1]
+    assert f"corrupt image {files[10]}: " in last_line
+    assert f"; 4 of 12 images so far, more than max_corrupt=0.25: {files[0]}" in last_line
+    assert last_line.endswith("more)"), "the list is cut"
 
 
-def test_the_count_goes_on_over_epochs_and_loaders_of_a_dataset(files, failure):
+def test_epochs_and_loaders_of_a_dataset_share_the_count(files, failure):
     dataset = ImageFiles([(str(path), 0) for path in files], Squares(files).eval_transform, "replace", 1 / 12)
     spoil(files[4], "text")
     for _ in range(3):
@@ -239,20 +262,20 @@ def test_the_count_goes_on_over_epochs_and_loaders_of_a_dataset(files, failure):
     assert "2 of 12" in failure(torch.utils.data.DataLoader(dataset, num_workers=2))[1]
 
 
-def test_the_default_share_lets_no_file_of_twelve_pass_and_all_corrupt_files_end(files):
+def test_the_default_share_is_exceeded_by_one_of_twelve_files_and_corrupt_files_alone_end(files):
     spoil(files[4], "text")
     with pytest.raises(CorruptImageError, match=r"1 of 12 images so far, more than max_corrupt=0.01"):
         read(Squares(files, corrupt="replace").val_dataloader())
     for path in files:
         spoil(path, "empty")
-    with pytest.raises(CorruptImageError, match="12 of 12"):
+    with pytest.raises(CorruptImageError, match=r"12 of 12 images so far, more than max_corrupt=0.99"):
         read(Squares(files, corrupt="replace", max_corrupt=0.99).val_dataloader())
 
 
 @pytest.mark.parametrize("kind", [np.uint16, np.int32, np.float32])
-def test_an_image_of_more_than_8_bits_is_refused_not_clipped(tmp_path, kind):
+def test_an_image_with_more_than_8_bits_is_an_error_instead_of_clipped(tmp_path, kind):
     Image.fromarray(np.full((8, 8), 300, kind)).save(tmp_path / "a.tif")
-    with pytest.raises(CorruptImageError, match=r"a.tif: mode (I|F).*, more than 8 bits a channel"):
+    with pytest.raises(CorruptImageError, match=r"a.tif: mode (I|F).*, more than 8 bits per channel"):
         read(Squares([tmp_path / "a.tif"]).val_dataloader())
 
 
@@ -282,16 +305,18 @@ def test_predict_gives_images_and_paths_of_a_folder_sorted(files, tmp_path, num_
 
 
 def test_predict_of_one_file(files):
-    ((images, paths),) = Squares(files, path=str(files[1])).predict_dataloader()
-    assert (images.shape, paths) == ((1, 3, 8, 8), [str(files[1])])
+    ((images, paths),) = Squares(files, path=str(files[1]), mean=(0, 0, 0), std=(1, 1, 1)).predict_dataloader()
+    assert paths == [str(files[1])]
+    assert (255 * images).round().amax((2, 3)).tolist() == [list(COLOURS[1])]
 
 
-def test_predict_refuses(files, tmp_path):
+def test_predict_without_images_and_on_a_corrupt_one(files, tmp_path):
     with pytest.raises(ValueError, match=r"predict needs images: --data.path=<file or folder>"):
         Squares(files).predict_dataloader()
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"no image in .*empty: expected files that end in \.jpg"):
         Squares(files, path=str(tmp_path / "empty"))
+    data = Squares(files, path=str(files[0].parent), corrupt="replace", max_corrupt=0.5)
     spoil(files[3], "text")
     with pytest.raises(CorruptImageError, match=str(files[3])):
-        list(Squares(files, path=str(files[3]), corrupt="replace", max_corrupt=0.5).predict_dataloader())
+        list(data.predict_dataloader())

@@ -1,16 +1,17 @@
-"""ListOps: labels against an evaluator that knows only the rules, the grammar against a plain recursive sampler."""
+"""ListOps: labels compared with a plain evaluator of the rules, the grammar with a plain recursive sampler."""
 
 import random
 import statistics
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nonlocal_nets.data.base import CorruptFileError
-from nonlocal_nets.data.listops import PARTS, TOKENS, Grammar, ListOps, encode, fake, generate, read
+from nonlocal_nets.data.listops import PARTS, TOKENS, Grammar, ListOps, encode, evaluate, fake, generate, read
 
 RULES = {
     "[MIN": min,
@@ -21,20 +22,20 @@ RULES = {
 SHORT = {"min_length": 4, "max_length": 40, "max_depth": 4, "max_args": 4, "train_samples": 30}
 
 
-def words(tokens):
+def names(tokens):
     return [TOKENS[code] for code in tokens.tolist()]
 
 
-def parse(words):
-    """A digit, or an operator and its arguments, from the front of a list of words, which it uses up."""
-    word = words.pop(0)
-    if word.isdigit():
-        return int(word)
+def parse(rest):
+    """A digit, or an operator and its arguments; removes their tokens from the front of the list."""
+    token = rest.pop(0)
+    if token.isdigit():
+        return int(token)
     arguments = []
-    while words[0] != "]":
-        arguments.append(parse(words))
-    words.pop(0)
-    return word, arguments
+    while rest[0] != "]":
+        arguments.append(parse(rest))
+    rest.pop(0)
+    return token, arguments
 
 
 def value(tree):
@@ -46,7 +47,7 @@ def depth(tree):
 
 
 def nodes(tree, level=1):
-    """Of each node its depth and, of an operator, its arguments."""
+    """The depth of each node, and the node: a digit, or an operator with its arguments."""
     yield level, tree
     for argument in [] if isinstance(tree, int) else tree[1]:
         yield from nodes(argument, level + 1)
@@ -55,13 +56,33 @@ def nodes(tree, level=1):
 def trees(data):
     found = []
     for tokens in data.values:
-        left = words(tokens)
-        found.append(parse(left))
-        assert not left, "one expression"
+        rest = names(tokens)
+        found.append(parse(rest))
+        assert not rest, "a single expression"
     return found
 
 
-# --- what is generated ------------------------------------------------------------------------------------------------
+# --- generated expressions --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("expression", "result"),
+    [
+        ("[MED 1 4 ]", 2),  # 2.5, rounded down
+        ("[MED 9 2 8 3 ]", 5),
+        ("[MED 7 1 5 ]", 5),
+        ("[SM 9 5 ]", 4),
+        ("[SM 5 5 ]", 0),
+        ("[MIN 4 2 8 ]", 2),
+        ("[MAX 4 2 8 ]", 8),
+    ],
+)
+def test_operators(expression, result):
+    operator, *digits = expression.removesuffix(" ]").split()
+    assert value((operator, [int(digit) for digit in digits])) == result, "of the oracle"
+    arguments = np.array([int(digit) for digit in digits] + [6, 1])  # and those of a second operator, MIN
+    codes = np.array([TOKENS.index(operator), TOKENS.index("[MIN")])
+    assert evaluate(codes, arguments, np.array([len(digits), 2])).tolist() == [result, 1]
 
 
 @settings(max_examples=15, deadline=None)
@@ -94,27 +115,27 @@ def test_the_published_lengths_by_default():
         assert value(tree) == label
 
 
-def test_the_grammar_without_a_choice_of_lengths():
-    """Shares and means that it names, of 4,000 trees; bounds are four standard deviations or more."""
+def test_the_grammar_without_limits_of_the_length():
+    """Its shares in 4,000 trees; the tolerances are at least four standard deviations."""
     data = generate(Grammar(1, 10**6, 4, 5), 0, "train", 4000)
     found = trees(data)
     below = [node for tree in found for level, node in nodes(tree) if level < 4]
     operators = [node for node in below if not isinstance(node, int)]
     assert len(operators) / len(below) == pytest.approx(0.25, abs=0.02)
     assert all(isinstance(node, int) for tree in found for level, node in nodes(tree) if level == 4)
-    for what, kinds in (
+    for samples, values in (
         ([node[0] for node in operators], RULES),
         ([len(node[1]) for node in operators], [2, 3, 4, 5]),
         ([node for node in below if isinstance(node, int)], range(10)),
     ):
-        counts = Counter(what)
-        assert counts.keys() == set(kinds)
+        counts = Counter(samples)
+        assert counts.keys() == set(values)
         for count in counts.values():
-            assert count / len(what) == pytest.approx(1 / len(kinds), abs=2.5 / len(what) ** 0.5)
+            assert count / len(samples) == pytest.approx(1 / len(values), abs=2.5 / len(samples) ** 0.5)
 
 
-def test_lengths_are_those_of_a_plain_sampler():
-    """Trees by the rule of the published generator, one node after the other, thrown away where too short or long."""
+def test_lengths_have_the_distribution_of_a_plain_sampler():
+    """It samples trees by the rule of the published generator, node by node, and rejects those of other lengths."""
     generator = random.Random(0)
 
     def sample(level):
@@ -131,29 +152,33 @@ def test_lengths_are_those_of_a_plain_sampler():
         assert shares[0] == pytest.approx(shares[1], abs=0.05)
 
 
-def test_a_sample_follows_from_seed_part_and_index():
+def test_a_sample_depends_on_seed_part_and_index_alone():
     grammar = Grammar(4, 40, 4, 4)
 
     def expressions(seed, part, samples):
         data = generate(grammar, seed, part, samples)
-        return [(*words(tokens), label) for tokens, label in zip(data.values, data.targets, strict=True)]
+        return [(*names(tokens), label) for tokens, label in zip(data.values, data.targets, strict=True)]
 
     first = expressions(0, "train", 300)
-    assert first[:7] == expressions(0, "train", 7), "however many there are"
+    assert first[:7] == expressions(0, "train", 7), "not on the number of samples"
     assert first == expressions(0, "train", 300)
     for other in (expressions(1, "train", 300), expressions(0, "val", 300)):
         assert sum(a == b for a, b in zip(first, other, strict=True)) < 20
     assert first[:44] != first[256:], "chunks differ"
 
 
-def test_a_module_generates_its_parts_and_batches_similar_lengths():
-    data = ListOps(**SHORT, val_samples=3, test_samples=5, batch_size=5)
-    assert [len(data.dataset(part)) for part in PARTS] == [30, 3, 5]
+def test_the_data_module_generates_its_parts_and_batches_similar_lengths():
+    data = ListOps(**SHORT, val_samples=3, test_samples=5, batch_size=5, seed=2)
+    for part, count in zip(PARTS, (30, 3, 5), strict=True):
+        found, expected = data.dataset(part), generate(Grammar(4, 40, 4, 4), 2, part, count)
+        assert found.targets == expected.targets
+        assert all(torch.equal(a, b) for a, b in zip(found.values, expected.values, strict=True))
     batches = list(data.train_dataloader())
     assert sorted(label for _, labels in batches for label in labels.tolist()) == sorted(data.dataset("train").targets)
-    (x, mask), labels = batches[0]
-    for tokens, valid, label in zip(x, mask, labels, strict=True):
-        assert value(parse(words(tokens[valid]))) == label
+    for (x, mask), labels in batches:
+        mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
+        for tokens, valid, label in zip(x, mask, labels, strict=True):
+            assert value(parse(names(tokens[valid]))) == label
     longest = sorted(inputs.shape[1] for (inputs, _), _ in batches)
     assert longest == [sorted(data.dataset("train").lengths)[k] for k in range(4, 30, 5)]
 
@@ -161,9 +186,8 @@ def test_a_module_generates_its_parts_and_batches_similar_lengths():
 # --- files ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_published_files_are_read(tmp_path):
+def test_files_in_the_published_format(tmp_path):
     data = ListOps(**fake(tmp_path), batch_size=2)
-    assert [len(data.dataset(part)) for part in PARTS] == [12, 4, 4]
     for part in PARTS:
         expected = generate(Grammar(10, 30, 4, 4), 0, part, {"train": 12}.get(part, 4))
         found = data.dataset(part)
@@ -176,15 +200,15 @@ def test_the_published_files_are_read(tmp_path):
 
 
 def test_a_line_as_the_published_generator_writes_it(tmp_path):
-    """Its to_string of ((((MED, 3), ((("[MAX", 2), 9), "]")), 4), "]")."""
+    """The string that it writes for ((((MED, 3), ((("[MAX", 2), 9), "]")), 4), "]")."""
     path = tmp_path / "some.tsv"
     path.write_text("Source\tTarget\n( ( ( ( [MED 3 ) ( ( ( [MAX 2 ) 9 ) ] ) ) 4 ) ] )\t4\n")
     data = read(path, 100)
-    assert [words(tokens) for tokens in data.values] == [["[MED", "3", "[MAX", "2", "9", "]", "4", "]"]]
+    assert [names(tokens) for tokens in data.values] == [["[MED", "3", "[MAX", "2", "9", "]", "4", "]"]]
     assert data.targets == [4]
 
 
-def test_files_are_written_as_the_published_generator_does(tmp_path):
+def test_fake_writes_files_as_the_published_generator(tmp_path):
     def plain(tree):
         """Nested pairs, as the generator builds and writes them."""
         if isinstance(tree, int):
@@ -202,12 +226,12 @@ def test_files_are_written_as_the_published_generator_does(tmp_path):
 
 @pytest.mark.parametrize("header", ["Source\tTarget\n", ""])
 def test_predict_on_a_file(tmp_path, header):
-    path = tmp_path / "asked.txt"
+    path = tmp_path / "new.txt"
     path.write_text(f"{header}[MAX 1 2 ]\n\n7\n( ( ( [SM 1 ) 2 ) ] )\t3\n")
-    (x, mask), names = next(iter(ListOps(**SHORT, path=str(path)).predict_dataloader()))
+    (x, mask), lines = next(iter(ListOps(**SHORT, path=str(path)).predict_dataloader()))
     first = 2 if header else 1
-    assert list(names) == [f"{path}:{first + k}" for k in (0, 2, 3)]
-    assert [words(tokens[valid]) for tokens, valid in zip(x, mask, strict=True)] == [
+    assert list(lines) == [f"{path}:{first + k}" for k in (0, 2, 3)]
+    assert [names(tokens[valid]) for tokens, valid in zip(x, mask, strict=True)] == [
         ["[MAX", "1", "2", "]"],
         ["7"],
         ["[SM", "1", "2", "]"],
@@ -235,7 +259,7 @@ def test_predict_on_a_file(tmp_path, header):
         ("\t5", "not one balanced expression: ''"),
     ],
 )
-def test_a_line_that_cannot_be_is_named(tmp_path, line, message):
+def test_an_invalid_line_is_named(tmp_path, line, message):
     root = fake(tmp_path)["root"]
     path = tmp_path / "basic_val.tsv"
     path.write_text(f"Source\tTarget\n[MIN 1 2 ]\t1\n{line}\n")
@@ -243,7 +267,7 @@ def test_a_line_that_cannot_be_is_named(tmp_path, line, message):
         ListOps(root, max_length=31)
 
 
-def test_files_that_cannot_be(tmp_path):
+def test_invalid_files(tmp_path):
     root = fake(tmp_path)["root"]
     path = tmp_path / "basic_test.tsv"
     path.write_text("Source\tTarget\n")
@@ -258,17 +282,17 @@ def test_files_that_cannot_be(tmp_path):
     with pytest.raises(CorruptFileError, match=r"basic_test.tsv, line 2: unknown token"):
         ListOps(root)
     path.unlink()
-    with pytest.raises(ValueError, match=r"no file .*basic_test.tsv: expected a header Source"):
+    with pytest.raises(ValueError, match=r"no file .*basic_test.tsv: expected a tsv file with the columns Source"):
         ListOps(root)
-    (tmp_path / "asked.txt").write_text("")
-    with pytest.raises(CorruptFileError, match=r"asked.txt is empty"):
-        ListOps(**SHORT, path=str(tmp_path / "asked.txt"))
-    with pytest.raises(ValueError, match=r"no file .*nowhere.txt: expected an expression a line"):
+    (tmp_path / "new.txt").write_text("")
+    with pytest.raises(CorruptFileError, match=r"new.txt is empty"):
+        ListOps(**SHORT, path=str(tmp_path / "new.txt"))
+    with pytest.raises(ValueError, match=r"no file .*nowhere.txt: expected one expression per line"):
         ListOps(**SHORT, path=str(tmp_path / "nowhere.txt"))
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         ({"train_samples": 0}, "train_samples must be at least 1, got 0"),
         ({"min_length": 0}, "min_length must be at least 1, got 0"),
@@ -280,21 +304,22 @@ def test_files_that_cannot_be(tmp_path):
         ({"max_depth": 1}, "choose wider lengths"),
     ],
 )
-def test_refusals(words, message):
+def test_invalid_arguments(args, message):
     with pytest.raises(ValueError, match=message):
-        ListOps(**SHORT | words)
+        ListOps(**SHORT | args)
 
 
 @given(st.lists(st.sampled_from([*TOKENS, "(", ")"]), max_size=12))
-def test_only_what_can_be_evaluated_is_accepted(given_words):
-    kept = [word for word in given_words if word not in "()"]
+def test_exactly_the_expressions_that_can_be_evaluated_are_accepted(tokens):
+    kept = [token for token in tokens if token not in "()"]
     try:
-        value(parse(left := list(kept)))
-        whole = not left
+        tree = parse(rest := list(kept))
+        value(tree)
+        valid = not rest and all(isinstance(node, int) or node[1] for _, node in nodes(tree))  # [SM ] has no value
     except (IndexError, ValueError, KeyError, statistics.StatisticsError):
-        whole = False
-    if whole:
-        assert words(encode(" ".join(given_words), "here", 12)) == kept
+        valid = False
+    if valid:
+        assert names(encode(" ".join(tokens), "here", 12)) == kept
     else:
         with pytest.raises(CorruptFileError):
-            encode(" ".join(given_words), "here", 12)
+            encode(" ".join(tokens), "here", 12)

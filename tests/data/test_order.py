@@ -1,4 +1,4 @@
-"""The order of the training samples and what is random in them: functions of the seed and the epoch."""
+"""The order of the training samples and their randomness, as functions of the seed and the epoch."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from nonlocal_nets.data.order import Seeded, TrainingLoader, TrainingOrder
 
 
 class Noise(Dataset):
-    """Samples with random numbers in them."""
+    """Samples of two random numbers and their index."""
 
     def __init__(self, count):
         self.count = count
@@ -23,24 +23,27 @@ class Noise(Dataset):
         return torch.rand(2), index
 
 
-def order(count, batch_size=2, epoch=0, **words):
-    sampler = TrainingOrder(Noise(count), batch_size, **words)
+def order(count, batch_size=2, epoch=0, **args):
+    sampler = TrainingOrder(Noise(count), batch_size, **args)
     sampler.set_epoch(epoch)
     return list(sampler)
 
 
-def test_an_epoch_has_each_sample_once_in_an_order_of_its_own():
+def test_each_epoch_has_each_sample_once_in_an_order_of_its_own():
     first, second = order(50), order(50, epoch=1)
     assert sorted(first) == [(0, k) for k in range(50)]
     assert sorted(second) == [(1, k) for k in range(50)]
     assert [k for _, k in first] != [k for _, k in second]
+    assert [k for _, k in first] != list(range(50)) != [k for _, k in second]
     assert first == order(50)
 
 
-def test_the_order_follows_from_the_seed(monkeypatch):
-    first = order(50)
-    monkeypatch.setenv("PL_GLOBAL_SEED", "1")
-    assert order(50) != first
+def test_the_seed_determines_the_order(monkeypatch):
+    orders = []
+    for seed in ("0", "1", "1"):
+        monkeypatch.setenv("PL_GLOBAL_SEED", seed)
+        orders.append(order(50))
+    assert orders[0] != orders[1] == orders[2]
 
 
 @given(
@@ -52,7 +55,7 @@ def test_the_order_follows_from_the_seed(monkeypatch):
 def test_processes_together_see_the_batches_of_one(count, processes, batch_size, lengths):
     whole = order(count, batch_size * processes, lengths=lengths)
     parts = [order(count, batch_size, lengths=lengths, replicas=processes, rank=rank) for rank in range(processes)]
-    assert len({len(part) for part in parts}) == 1, "or some wait for others"
+    assert len({len(part) for part in parts}) == 1, "else some processes would wait forever"
     size = batch_size * processes
     for batch in range(count // size):
         mine = [draw for part in parts for draw in part[batch * batch_size : (batch + 1) * batch_size]]
@@ -77,26 +80,39 @@ def test_batches_of_similar_lengths_come_in_random_order():
     assert first[0] != first[1]
 
 
-def test_skipping_leaves_out_the_first_samples_of_one_epoch():
-    sampler = TrainingOrder(Noise(20), 2)
+def test_only_samples_of_the_same_chunk_of_the_epoch_share_a_batch():
+    """Else all epochs would have the same batches. A chunk is 32 batches of the random order, here 64 samples."""
+    lengths = list(range(640))
+    chunk_of = {k: place // 64 for place, (_, k) in enumerate(order(640))}
+    epochs = [[k for _, k in order(640, epoch=epoch, lengths=lengths)] for epoch in range(2)]
+    batches = [{tuple(indices[b : b + 2]) for b in range(0, 640, 2)} for indices in epochs]
+    assert all(chunk_of[first] == chunk_of[second] for first, second in batches[0])
+    assert len(batches[0] & batches[1]) < 32, "about one tenth of 320"
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_skipping_leaves_out_the_first_samples_of_a_process_in_one_epoch(rank):
+    sampler = TrainingOrder(Noise(21), 2, replicas=2, rank=rank)
     whole = list(sampler)
-    sampler.skip = 6
-    assert list(sampler) == whole[6:]
+    assert len(whole) == 11
+    sampler.skip = 4
+    assert list(sampler) == whole[4:]
     assert list(sampler) == whole
 
 
-def test_a_sample_is_random_by_its_epoch_and_index_alone():
+def test_the_randomness_of_a_sample_depends_on_seed_epoch_and_index_alone(monkeypatch):
     samples = Seeded(Noise(4))
     state = torch.get_rng_state()
     first = samples[0, 3][0]
-    assert torch.equal(torch.get_rng_state(), state), "training draws what it would have drawn"
+    assert torch.equal(torch.get_rng_state(), state), "the global generator is left as it was"
     torch.rand(5)
     assert torch.equal(samples[0, 3][0], first)
-    others = [samples[1, 3][0], samples[0, 2][0], Noise(4)[3][0]]
+    monkeypatch.setenv("PL_GLOBAL_SEED", "1")
+    others = [samples[1, 3][0], samples[0, 2][0], Seeded(Noise(4))[0, 3][0], Noise(4)[3][0]]
     assert not any(torch.equal(first, other) for other in others)
 
 
-def test_a_sample_that_fails_leaves_the_random_state():
+def test_a_sample_that_fails_restores_the_random_state():
     class Fails(Noise):
         def __getitem__(self, index):
             return 1 / 0
@@ -107,8 +123,8 @@ def test_a_sample_that_fails_leaves_the_random_state():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-def test_the_loader_begins_when_it_is_asked_for_a_batch():
-    """Lightning makes the iterator first, and then tells the epoch."""
+def test_the_loader_starts_with_the_first_batch():
+    """Lightning creates the iterator first, and sets the epoch afterwards."""
     sampler = TrainingOrder(Noise(8), 2)
     loader = TrainingLoader(Seeded(Noise(8)), batch_size=2, sampler=sampler)
     batches = iter(loader)
@@ -117,10 +133,10 @@ def test_the_loader_begins_when_it_is_asked_for_a_batch():
 
 
 def test_augmented_images_do_not_depend_on_the_workers(tmp_path):
-    words = {**fake(tmp_path), "image_size": 16, "batch_size": 5}
+    args = {**fake(tmp_path), "image_size": 16, "batch_size": 5}
     epochs = []
     for workers in (0, 2):
-        loader = ImageFolder(**words, num_workers=workers).train_dataloader()
+        loader = ImageFolder(**args, num_workers=workers).train_dataloader()
         for epoch in range(2):
             loader.sampler.set_epoch(epoch)
             epochs.append(torch.cat([images for images, _ in loader]))

@@ -1,4 +1,4 @@
-"""What sequence data modules share: padding with a mask, batches of similar lengths, the same ones after a resume."""
+"""What the sequence data modules share: padding with a mask, and batches of similar lengths, also after a resume."""
 
 import pytest
 import pytorch_lightning as pl
@@ -13,7 +13,7 @@ LENGTHS = st.lists(st.integers(1, 9), min_size=1, max_size=5)
 
 
 class Counts(SequenceDataModule):
-    """Signals of given lengths, filled with their number, which is their label as well."""
+    """Signals of given lengths; signal k has the value k everywhere, and the label k."""
 
     def __init__(self, lengths=range(1, 41), batch_size=4, num_workers=0):
         lengths = list(lengths)
@@ -28,7 +28,7 @@ class Counts(SequenceDataModule):
 
 
 def drawn(loader, epoch=0):
-    """Of each batch the labels."""
+    """The labels of each batch of an epoch."""
     loader.sampler.set_epoch(epoch)
     return [labels.tolist() for _, labels in loader]
 
@@ -37,7 +37,7 @@ def drawn(loader, epoch=0):
 
 
 @given(LENGTHS, st.integers(1, 3))
-def test_signals_are_padded_with_zeros_to_the_longest(lengths, channels):
+def test_signals_are_padded_at_the_end_with_zeros_to_the_longest(lengths, channels):
     samples = [(torch.rand(channels, n) + 1, k) for k, n in enumerate(lengths)]
     (x, mask), labels = collate(samples)
     assert (x.shape, x.dtype) == ((len(lengths), channels, max(lengths)), torch.float32)
@@ -54,7 +54,7 @@ def test_signals_are_padded_with_zeros_to_the_longest(lengths, channels):
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
 def test_tokens_of_any_type_become_int64(dtype):
-    """So that a data set may hold its tokens in a byte each."""
+    """So that a data set in memory needs one byte per token."""
     data = Sequences([torch.tensor([255], dtype=dtype), torch.tensor([1, 2], dtype=dtype)], ["a", "b"])
     assert data[0][0].dtype == torch.int64
     (x, mask), names = collate([data[0], data[1]])
@@ -63,34 +63,36 @@ def test_tokens_of_any_type_become_int64(dtype):
     assert list(names) == ["a", "b"]
 
 
-def test_sequences_are_values_targets_and_lengths():
+def test_sequences_have_values_targets_and_lengths():
     data = Sequences([torch.zeros(2, 3), torch.ones(2, 5)], ["x", "y"])
-    assert (len(data), data.lengths, data[1][1]) == (2, [3, 5], "y")
+    assert (len(data), data.lengths) == (2, [3, 5])
+    assert torch.equal(data[0][0], torch.zeros(2, 3))
     assert torch.equal(data[1][0], torch.ones(2, 5))
+    assert (data[0][1], data[1][1]) == ("x", "y")
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
-def test_training_has_each_sample_once_in_batches_of_similar_lengths():
+def test_training_visits_each_sample_once_in_batches_of_similar_lengths():
     data = Counts()
     epochs = [drawn(data.train_dataloader(), epoch) for epoch in (0, 1)]
     for batches in epochs:
         assert sorted(label for batch in batches for label in batch) == list(range(40))
-        assert all(max(batch) - min(batch) == 3 for batch in batches), "lengths of a batch, sorted, are neighbours"
+        assert all(max(batch) - min(batch) == 3 for batch in batches), "the lengths of a batch are consecutive"
     assert epochs[0] != epochs[1]
     assert epochs[0] == drawn(Counts().train_dataloader())
     assert epochs[0] == drawn(Counts(num_workers=2).train_dataloader())
 
 
-def test_without_differing_lengths_batches_are_mixed():
+def test_batches_are_mixed_if_all_lengths_are_equal():
     batches = drawn(Counts([7] * 40).train_dataloader())
     assert any(max(batch) - min(batch) > 3 for batch in batches)
     (_, mask), _ = next(iter(Counts([7] * 40).train_dataloader()))
     assert mask is None
 
 
-def test_training_follows_the_seed(monkeypatch):
+def test_the_seed_determines_training(monkeypatch):
     first = drawn(Counts().train_dataloader())
     monkeypatch.setenv("PL_GLOBAL_SEED", "1")
     assert drawn(Counts().train_dataloader()) != first
@@ -102,18 +104,19 @@ def test_training_drops_an_incomplete_batch_and_evaluation_does_not():
     assert [len(batch) for batch in batches] == [4, 4]
     assert len({label for batch in batches for label in batch}) == 8
     for loader in (data.val_dataloader(), data.test_dataloader()):
-        assert [label for _, labels in loader for label in labels.tolist()] == list(range(10)), "in order"
-    assert [len(batch) for batch in drawn(Counts(range(1, 4)).train_dataloader())] == [3], "else there were none"
+        assert [labels.tolist() for _, labels in loader] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]], "in order"
+    assert [len(batch) for batch in drawn(Counts(range(1, 4)).train_dataloader())] == [3], "else there would be none"
 
 
 def test_predict_has_names():
     (x, mask), names = next(iter(Counts([2, 3]).predict_dataloader()))
-    assert (x.shape, mask.tolist()) == ((2, 1, 3), [[True, True, False], [True] * 3])
+    assert x.tolist() == [[[0, 0, 0]], [[1, 1, 1]]]
+    assert mask.tolist() == [[True, True, False], [True] * 3]
     assert list(names) == ["series 0", "series 1"]
 
 
 class Recording(pl.LightningModule):
-    """Learns nothing and notes which samples it sees."""
+    """Learns nothing and records the samples of each batch."""
 
     def __init__(self):
         super().__init__()
@@ -137,10 +140,10 @@ def trainer(folder):
     return pl.Trainer(accelerator="cpu", callbacks=callbacks, max_epochs=3, **quiet)
 
 
-@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")  # exactly
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-def test_a_fit_draws_what_the_loader_does_and_a_resumed_one_the_rest_of_it(tmp_path):
-    """Ten batches an epoch, a checkpoint in the middle of the second."""
+def test_fit_sees_the_batches_of_the_loader_and_a_resumed_fit_sees_the_rest(tmp_path):
+    """Ten batches per epoch, and a checkpoint in the middle of the second epoch."""
     whole = Recording()
     trainer(tmp_path).fit(whole, Counts())
     expected = [(epoch, batch) for epoch in range(3) for batch in drawn(Counts().train_dataloader(), epoch)]
@@ -150,7 +153,13 @@ def test_a_fit_draws_what_the_loader_does_and_a_resumed_one_the_rest_of_it(tmp_p
     assert resumed.seen == expected[16:]
 
 
-@pytest.mark.parametrize("words", [{"batch_size": 0}, {"num_workers": -1}])
-def test_refusals(words):
-    with pytest.raises(ValueError, match="must be at least"):
-        Counts(**words)
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
+        ({"num_workers": -1}, "num_workers must be at least 0, got -1"),
+    ],
+)
+def test_invalid_arguments(args, message):
+    with pytest.raises(ValueError, match=message):
+        Counts(**args)

@@ -1,4 +1,4 @@
-"""Texts at byte level, from csv files and from folders, and the errors that say where they are wrong."""
+"""Texts as bytes, from csv files and from folders, and errors that name the file and the line."""
 
 import csv
 from pathlib import Path
@@ -15,7 +15,7 @@ PARTS = ("train", "val", "test")
 
 
 def decoded(data, part):
-    """Texts and names of the labels of a part, sorted."""
+    """The texts and class names of a part, sorted."""
     dataset = data.dataset(part)
     texts = [bytes(tokens.tolist()).decode() for tokens in dataset.values]
     return sorted(zip(texts, [data.class_names[label] for label in dataset.targets], strict=True))
@@ -58,7 +58,7 @@ def test_the_published_folder(tmp_path):
     assert [len(data.dataset(part)) for part in PARTS] == [6, 1, 12]
 
 
-def test_one_csv_file_is_split_evenly(tmp_path):
+def test_one_csv_file_is_split_in_the_same_proportions_for_each_class(tmp_path):
     path = write_csv(tmp_path / "all.csv", many(40))
     data = Text(path, val_fraction=0.1, test_fraction=0.2)
     parts = {part: decoded(data, part) for part in PARTS}
@@ -69,34 +69,47 @@ def test_one_csv_file_is_split_evenly(tmp_path):
     assert parts["train"] == again != other
 
 
-def test_csv_files_of_the_parts_with_columns_of_other_names(tmp_path):
+def test_one_csv_file_per_part_with_other_column_names(tmp_path):
     for start, part in ((0, "train"), (100, "test"), (200, "val")):
         rows = [(label, k, text) for k, (text, label) in enumerate(many(8, start))]
         write_csv(tmp_path / f"{part}.csv", rows, ("stars", "id", "review"))
-    words = {"text_column": "review", "label_column": "stars"}
-    data = Text(str(tmp_path), **words)
+    args = {"text_column": "review", "label_column": "stars"}
+    data = Text(str(tmp_path), **args)
     for start, part in ((0, "train"), (100, "test"), (200, "val")):
         assert decoded(data, part) == sorted(many(8, start))
     (tmp_path / "val.csv").unlink()
-    data = Text(str(tmp_path), **words, val_fraction=0.25)
-    assert [len(data.dataset(part)) for part in PARTS] == [6, 2, 8]
+    splits = [Text(str(tmp_path), **args, val_fraction=0.25, seed=seed) for seed in (0, 0, 1)]
+    first, again, other = (decoded(data, "val") for data in splits)
+    assert first == again != other
+    assert {label for _, label in first} == {"class 0", "class 1"}
+    assert sorted(decoded(splits[0], "train") + first) == sorted(many(8))
+    assert decoded(splits[0], "test") == sorted(many(8, 100))
 
 
 @settings(max_examples=25)
 @given(st.lists(st.tuples(st.text(max_size=20).map(lambda text: f"x{text}"), st.sampled_from("ab")), max_size=4))
 def test_any_text_survives_a_csv_file(tmp_path_factory, rows):
-    """Quotes, commas, line ends and letters of several bytes; what has no UTF-8 cannot be written."""
+    """Quotes, commas, line ends and characters of several bytes; lone surrogates cannot be written as UTF-8."""
     rows = [(text.encode("utf-8", "ignore").decode(), label) for text, label in rows]
     rows += [("a", "a"), ("b", "b")] * 10
     data = Text(write_csv(tmp_path_factory.mktemp("csv") / "all.csv", rows))
     assert everything(data) == sorted(rows)
 
 
-def test_a_mark_of_the_encoding_is_no_text(tmp_path):
+def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path):
     path = tmp_path / "all.csv"
     write_csv(path, many())
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
-    assert decoded(Text(str(path)), "train")
+    assert everything(Text(str(path))) == sorted(many())
+
+
+def test_labels_are_the_positions_in_the_sorted_classes_of_train(tmp_path):
+    write_csv(tmp_path / "train.csv", [("one", "b"), ("two", "c"), ("three", "a")])
+    write_csv(tmp_path / "val.csv", [("four", "c")])
+    write_csv(tmp_path / "test.csv", [("five", "b"), ("six", "a")])
+    data = Text(str(tmp_path))
+    assert data.class_names == ("a", "b", "c")
+    assert [data.dataset(part).targets for part in PARTS] == [[1, 2, 0], [2], [1, 0]]
 
 
 def test_the_names_of_tokens_are_their_characters():
@@ -108,7 +121,7 @@ def test_the_names_of_tokens_are_their_characters():
 # --- lengths ----------------------------------------------------------------------------------------------------------
 
 
-def test_batches_are_bytes_and_a_mask(tmp_path):
+def test_batches_have_bytes_and_a_mask(tmp_path):
     data = Text(write_csv(tmp_path / "all.csv", [("äh", "a"), ("x", "b")] * 10), batch_size=20, val_fraction=0.2)
     (x, mask), _ = next(iter(data.train_dataloader()))
     assert x.dtype == torch.int64
@@ -117,19 +130,20 @@ def test_batches_are_bytes_and_a_mask(tmp_path):
 
 
 def test_long_texts_are_an_error_or_cut(tmp_path):
-    rows = [*many(), ("y" * 50, "class 0")]
+    rows = [*many(), ("ä" * 24 + "yz", "class 0")]
     path = write_csv(tmp_path / "all.csv", rows)
-    message = r"all.csv, line 42: 50 bytes, more than max_length=40; too_long=cut keeps that many"
+    message = r"all.csv, line 42: 50 bytes, more than max_length=40; too_long=cut cuts such texts"
     with pytest.raises(CorruptFileError, match=message):
         Text(path, max_length=40)
     data = Text(path, max_length=40, too_long="cut")
-    assert ("y" * 40, "class 0") in everything(data)
-    assert decoded(Text(path, max_length=50), "train"), "that many are not too many"
+    assert everything(data) == sorted([*many(), ("ä" * 20, "class 0")])
+    assert everything(Text(path, max_length=50)) == sorted(rows), "50 bytes are not too many"
 
 
-def test_a_field_may_be_longer_than_pythons_reader_takes(tmp_path):
-    path = write_csv(tmp_path / "all.csv", [*many(), ("z" * 200_000, "class 1")])
-    assert Text(path, max_length=300_000).dataset("train").lengths
+def test_a_field_may_exceed_the_default_limit_of_pythons_reader(tmp_path):
+    rows = [*many(), ("z" * 200_000, "class 1")]
+    path = write_csv(tmp_path / "all.csv", rows)
+    assert everything(Text(path, max_length=300_000)) == sorted(rows)
 
 
 # --- predict ----------------------------------------------------------------------------------------------------------
@@ -137,22 +151,26 @@ def test_a_field_may_be_longer_than_pythons_reader_takes(tmp_path):
 
 def test_predict_on_a_file_a_csv_file_and_a_folder(tmp_path):
     root = write_csv(tmp_path / "all.csv", many())
-    asked = tmp_path / "asked"
-    (asked / "inner").mkdir(parents=True)
-    (asked / "inner" / "b.txt").write_text("of a file")
-    (asked / "notes.md").write_text("not looked at in a folder")
-    write_csv(asked / "a.csv", [("one\ntwo", 1), ("three", 2)], ("text", "id"))
-    for path, expected in (
-        (asked / "inner" / "b.txt", {str(asked / "inner" / "b.txt"): "of a file"}),
-        (asked / "notes.md", {str(asked / "notes.md"): "not looked at in a folder"}),
-        (asked / "a.csv", {f"{asked / 'a.csv'}:2": "one\ntwo", f"{asked / 'a.csv'}:4": "three"}),
-    ):
-        found = Text(root, path=str(path)).predict_dataset()
-        texts = [bytes(tokens.tolist()).decode() for tokens in found.values]
-        assert dict(zip(found.targets, texts, strict=True)) == expected
-    names = [f"{asked / 'a.csv'}:2", f"{asked / 'a.csv'}:4", str(asked / "inner" / "b.txt")]
-    _, listed = next(iter(Text(root, path=str(asked)).predict_dataloader()))
-    assert list(listed) == names
+    folder = tmp_path / "texts"
+    (folder / "inner").mkdir(parents=True)
+    (folder / "inner" / "b.txt").write_text("in a file")
+    (folder / "notes.md").write_text("ignored in a folder")
+    write_csv(folder / "a.csv", [("one\ntwo", 1), ("three", 2)], ("text", "id"))
+
+    def predicted(path, **args):
+        (((x, mask), names),) = Text(root, path=str(path), **args).predict_dataloader()
+        mask = torch.ones_like(x, dtype=torch.bool) if mask is None else mask
+        texts = [bytes(tokens[valid].tolist()).decode() for tokens, valid in zip(x, mask, strict=True)]
+        return dict(zip(names, texts, strict=True))
+
+    of_file = {str(folder / "inner" / "b.txt"): "in a file"}
+    of_csv = {f"{folder / 'a.csv'}:2": "one\ntwo", f"{folder / 'a.csv'}:4": "three"}
+    assert predicted(folder / "inner" / "b.txt") == of_file
+    assert predicted(folder / "notes.md") == {str(folder / "notes.md"): "ignored in a folder"}
+    assert predicted(folder / "a.csv") == of_csv
+    assert list(predicted(folder).items()) == [*of_csv.items(), *of_file.items()], "sorted"
+    (folder / "inner" / "b.txt").write_text("x" * 50)
+    assert predicted(folder / "inner", max_length=45, too_long="cut") == dict.fromkeys(of_file, "x" * 45)
     with pytest.raises(ValueError, match=r"predict needs texts: --data\.path="):
         Text(root).predict_dataset()
     with pytest.raises(ValueError, match=r"no file or folder .*nowhere: expected a text, or a folder with texts"):
@@ -167,12 +185,12 @@ def test_predict_on_a_file_a_csv_file_and_a_folder(tmp_path):
     [
         (b"", r"all.csv is empty: expected a header with text, label, and rows"),
         (b"text,label\n", r"all.csv is empty"),
-        (b"text,class\nx,a\n", r"all.csv, line 1: no column label, it has text, class"),
-        (b"a,b\nx,a\n", r"all.csv, line 1: no column text and no label, it has a, b"),
-        (b'text,label\n"two\nlines",a\nx\n', r"all.csv, line 4: 1 fields, the header has 2"),
-        (b"text,label\nx,a\n\ny,a,b\n", r"all.csv, line 4: 3 fields, the header has 2"),
+        (b"text,class\nx,a\n", r"all.csv, line 1: no column label; the columns are text, class"),
+        (b"a,b\nx,a\n", r"all.csv, line 1: no column text and no column label; the columns are a, b"),
+        (b'text,label\n"two\nlines",a\nx\n', r"all.csv, line 4: 1 fields, but the header has 2"),
+        (b"text,label\nx,a\n\ny,a,b\n", r"all.csv, line 4: 3 fields, but the header has 2"),
         (b"text,label\nx,a\n  ,b\n", r"all.csv, line 3: the text is empty"),
-        (b"text,label\nx,a\ny, \n", r"all.csv, line 3: no label"),
+        (b"text,label\nx,a\ny, \n", r"all.csv, line 3: no value in the column label"),
         (b'text,label\nx,a\n"y,b\n', r"all.csv, line 3: unexpected end of data"),
         (b"text,label\nx,a\n\xff\xfe,b\n", r"all.csv, line 3: not UTF-8"),
     ],
@@ -183,10 +201,10 @@ def test_a_csv_file_that_cannot_be_read(tmp_path, content, message):
         Text(str(tmp_path / "all.csv"), val_fraction=0.3, test_fraction=0.3)
 
 
-def test_labels_that_train_has_not(tmp_path):
+def test_labels_that_train_does_not_have(tmp_path):
     write_csv(tmp_path / "train.csv", many())
     write_csv(tmp_path / "test.csv", [*many(), ("text", "class 7")])
-    message = "test.csv, line 42: label 'class 7' is not in train, which has class 0, class 1"
+    message = "test.csv, line 42: label 'class 7' does not occur in train, which has class 0, class 1"
     with pytest.raises(CorruptFileError, match=message):
         Text(str(tmp_path))
 
@@ -203,18 +221,20 @@ def test_files_of_a_folder_that_cannot_be_read(tmp_path):
     with pytest.raises(ValueError, match=r"no text in .*so-so: expected .*so-so/\*\.txt"):
         Text(root)
     (tmp_path / "test" / "so-so" / "1.txt").write_text("hm")
-    with pytest.raises(CorruptFileError, match=r"so-so/1.txt: label 'so-so' is not in train, which has neg, pos"):
+    with pytest.raises(
+        CorruptFileError, match=r"so-so/1.txt: label 'so-so' does not occur in train, which has neg, pos"
+    ):
         Text(root)
 
 
-def test_layouts_that_cannot_be(tmp_path):
+def test_invalid_layouts(tmp_path):
     for root in (tmp_path, tmp_path / "nowhere.csv", tmp_path / "notes.txt"):
         if root.suffix == ".txt":
             root.write_text("no table")
         with pytest.raises(ValueError, match=rf"no train.csv and no folder train in {root}: expected a csv file, or"):
             Text(str(root))
     (tmp_path / "train").mkdir()
-    with pytest.raises(ValueError, match=r"no folder of a class in .*train: expected .*train/<class>/\*\.txt"):
+    with pytest.raises(ValueError, match=r"no class folder in .*train: expected .*train/<class>/\*\.txt"):
         Text(str(tmp_path))
     (tmp_path / "train").rmdir()
     write_csv(tmp_path / "train.csv", many())
@@ -223,7 +243,7 @@ def test_layouts_that_cannot_be(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("args", "message"),
     [
         ({"max_length": 0}, "max_length must be at least 1, got 0"),
         ({"too_long": "drop"}, "too_long must be 'error' or 'cut', got 'drop'"),
@@ -232,6 +252,6 @@ def test_layouts_that_cannot_be(tmp_path):
         ({"batch_size": 0}, "batch_size must be at least 1, got 0"),
     ],
 )
-def test_refusals(tmp_path, words, message):
+def test_invalid_arguments(tmp_path, args, message):
     with pytest.raises(ValueError, match=message):
-        Text(write_csv(tmp_path / "all.csv", many()), **words)
+        Text(write_csv(tmp_path / "all.csv", many()), **args)

@@ -1,4 +1,4 @@
-"""The .ts format: what aeon ships, against aeon's own reader; what is no such file, with file and line."""
+"""The .ts format: the files in aeon compared with aeon's own reader, and errors that name the file and the line."""
 
 import importlib
 import re
@@ -19,13 +19,13 @@ HEADER = "@problemName Walks\n@timeStamps false\n@univariate false\n@classLabel 
 
 @pytest.fixture(scope="module")
 def oracle():
-    """aeon's reader, without what it would be converted with, which needs numba."""
+    """aeon's reader, without its module for conversions, which needs numba."""
     pytest.importorskip("aeon")
     folder = package_folder().parents[1]
     with pytest.MonkeyPatch.context() as patch:
-        for name, place in {"aeon": ".", "aeon.datasets": "datasets", "aeon.utils": "utils"}.items():
+        for name, path in {"aeon": ".", "aeon.datasets": "datasets", "aeon.utils": "utils"}.items():
             package = types.ModuleType(name)
-            package.__path__, package.__file__ = [str(folder / place)], str(folder / place / "__init__.py")
+            package.__path__, package.__file__ = [str(folder / path)], str(folder / path / "__init__.py")
             patch.setitem(sys.modules, name, package)
         conversion = types.ModuleType("aeon.utils.conversion")
         conversion.convert_collection = None
@@ -36,7 +36,7 @@ def oracle():
     return reader
 
 
-def test_what_is_shipped_is_read_as_by_aeon(oracle):
+def test_the_files_in_aeon_are_read_as_by_aeon(oracle):
     read = []
     for path in sorted(package_folder().glob("*/*.ts")):
         if "targetlabel true" in path.read_text(encoding="utf-8").lower() or "TimeStamps" in path.name:
@@ -44,9 +44,9 @@ def test_what_is_shipped_is_read_as_by_aeon(oracle):
         values, labels = oracle(str(path))
         file = read_ts(path)
         assert len(file.series) == len(values)
-        for mine, theirs, label in zip(file.series, values, labels, strict=True):
-            np.testing.assert_array_equal(mine.values, theirs)
-            assert mine.label.lower() == label
+        for series, expected, label in zip(file.series, values, labels, strict=True):
+            np.testing.assert_array_equal(series.values, expected)
+            assert series.label.lower() == label
         read.append(path.stem)
     assert len(read) == 24
     names = ["ArrowHead", "BasicMotions", "GunPoint", "ItalyPowerDemand", "JapaneseVowels", "OSULeaf", "ACSF1"]
@@ -58,7 +58,7 @@ numbers = st.floats(allow_nan=False, allow_infinity=False, width=32) | st.just(f
 
 @settings(max_examples=50, deadline=None)
 @given(st.data(), st.integers(1, 3), st.sampled_from(["?", "NaN", "nan", " ? "]), st.sampled_from(["", "\ufeff"]))
-def test_what_is_written_is_read(tmp_path_factory, data, channels, missing, mark):
+def test_any_series_survives_a_file(tmp_path_factory, data, channels, missing, mark):
     shapes = data.draw(st.lists(st.integers(1, 5), min_size=1, max_size=4))
     series = [
         data.draw(st.lists(st.lists(numbers, min_size=n, max_size=n), min_size=channels, max_size=channels))
@@ -71,13 +71,13 @@ def test_what_is_written_is_read(tmp_path_factory, data, channels, missing, mark
     path.write_text(f"{mark}# Jos\u00e9\n\n@CLASSLABEL  true slow\tFast\n@Data\n{text}# the end", encoding="utf-8")
     file = read_ts(path)
     assert file.labels == ("slow", "Fast")
-    assert [mine.label for mine in file.series] == labels
-    assert [mine.line for mine in file.series] == [5 + 2 * k for k in range(len(series))]
-    for mine, theirs in zip(file.series, series, strict=True):
-        np.testing.assert_array_equal(mine.values, np.array(theirs))
+    assert [found.label for found in file.series] == labels
+    assert [found.line for found in file.series] == [5 + 2 * k for k in range(len(series))]
+    for found, expected in zip(file.series, series, strict=True):
+        np.testing.assert_array_equal(found.values, np.array(expected))
 
 
-def test_bytes_that_are_no_utf8_do_no_harm_in_a_comment(tmp_path):
+def test_invalid_utf8_in_a_comment_is_ignored(tmp_path):
     (tmp_path / "x.ts").write_bytes(b"# Jos\xe9\n" + f"{HEADER}1,2:slow\n".encode())
     assert read_ts(tmp_path / "x.ts").series[0].values.tolist() == [[1, 2]]
 
@@ -92,20 +92,20 @@ def test_bytes_that_are_no_utf8_do_no_harm_in_a_comment(tmp_path):
         ("@data\n1,2:slow\n", ": the header has no line '@classLabel true <label> <label> ...'"),
         (
             "\n@TimeStamps  True\n@data\n(0,1),(1,2):slow",
-            ", line 2: time stamps are not read: give values at even steps alone",
+            ", line 2: time stamps, expected values at equal intervals only",
         ),
         ("@targetlabel true\n@data\n1,2:0.5", ", line 1: targets of a regression, expected @classLabel"),
-        (f"{HEADER}1,2:slow\n1,x,3:slow\n", ", line 7, dimension 1: value 2 is no finite number: 'x'"),
-        (f"{HEADER}1,2:1,:slow\n", ", line 6, dimension 2: value 2 is no finite number: ''"),
-        (f"{HEADER}1,2:?,-inf:slow\n", ", line 6, dimension 2: value 2 is no finite number: '-inf'"),
-        (f"{HEADER}(0,1),(1,2):slow\n", ", line 6, dimension 1: value 1 is no finite number: '(0'"),
-        (f"{HEADER}1,2:3,4:slow\n1,2:slow\n", ", line 7: 1 dimension, the lines before have 2"),
-        (f"{HEADER}1,2,3:3,4:slow\n", ", line 6: dimensions of unequal length: 3, 2"),
-        (f"{HEADER}1,2:quick\n", ", line 6: label 'quick', the header's @classLabel names slow, fast"),
-        (f"{HEADER}1,2\n", ", line 6: no dimension before a label, expected <values>:<label>"),
+        (f"{HEADER}1,2:slow\n1,x,3:slow\n", ", line 7, dimension 1: value 2 is not a finite number: 'x'"),
+        (f"{HEADER}1,2:1,:slow\n", ", line 6, dimension 2: value 2 is not a finite number: ''"),
+        (f"{HEADER}1,2:?,-inf:slow\n", ", line 6, dimension 2: value 2 is not a finite number: '-inf'"),
+        (f"{HEADER}(0,1),(1,2):slow\n", ", line 6, dimension 1: value 1 is not a finite number: '(0'"),
+        (f"{HEADER}1,2:3,4:slow\n1,2:slow\n", ", line 7: 1 dimension, but previous lines have 2"),
+        (f"{HEADER}1,2,3:3,4:slow\n", ", line 6: dimensions of different lengths: 3, 2"),
+        (f"{HEADER}1,2:quick\n", ", line 6: label 'quick', expected one of @classLabel: slow, fast"),
+        (f"{HEADER}1,2\n", ", line 6: a single field, expected <values>:<label>"),
     ],
 )
-def test_refusals_name_file_and_line(tmp_path, text, message):
+def test_invalid_files_are_named_with_the_line(tmp_path, text, message):
     path = tmp_path / "x.ts"
     path.write_text(text)
     with pytest.raises(CorruptFileError, match=f"^{re.escape(str(path) + message)}$"):
@@ -113,18 +113,15 @@ def test_refusals_name_file_and_line(tmp_path, text, message):
 
 
 @pytest.mark.parametrize("header", [HEADER, "@classLabel false\n@data\n", "@data\n"])
-def test_to_predict_labels_may_be_absent_or_unknown(tmp_path, header):
+def test_labels_may_be_missing_or_unknown_in_a_file_to_predict(tmp_path, header):
     path = tmp_path / "x.ts"
     path.write_text(f"{header}1,2:3,4\n5:6:quick\n7,8:9,?:\n1:2:?\n")
     series = read_ts(path, channels=2).series
-    expected = [[[1, 2], [3, 4]], [[5], [6]], [[7, 8], [9, np.nan]], [[1], [2]]]
-    for mine, theirs in zip(series, expected, strict=True):
-        np.testing.assert_array_equal(mine.values, theirs)
-    assert {mine.label for mine in series} == {None}
-    for line, count in (("1,2", 1), ("1,2:1,2:1,2", 3), ("1:2:3:4", 4)):
+    values = [[[1, 2], [3, 4]], [[5], [6]], [[7, 8], [9, np.nan]], [[1], [2]]]
+    for found, expected in zip(series, values, strict=True):
+        np.testing.assert_array_equal(found.values, expected)
+        assert found.label is None
+    for line, counts in (("1,2", "1 dimension"), ("1,2:1,2:1,2", "3 dimensions"), ("1:2:3:4", "4 dimensions")):
         path.write_text(f"@data\n1:2\n{line}\n")
-        plural = "s" * (count > 1)
-        with pytest.raises(
-            CorruptFileError, match=f", line 3: {count} dimension{plural}, expected 2, and a label or none"
-        ):
+        with pytest.raises(CorruptFileError, match=f", line 3: {counts}, expected 2 and an optional label"):
             read_ts(path, channels=2)

@@ -1,6 +1,7 @@
-"""VideoFolder: the official splits, the layout with train and val; DivX's packed B-frames, as in UCF101 and HMDB51."""
+"""VideoFolder: random and official splits, the layout with train and val, and packed B-frames as in UCF101."""
 
 import shutil
+from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,119 +22,145 @@ def ucf(tmp_path):
     return tmp_path, fake(tmp_path)
 
 
-def test_ucf101_split_is_the_official_one_and_groups_stay_together(ucf, colours_and_labels):
-    root, words = ucf
-    data = VideoFolder(**words, batch_size=3)
-    listed = (root / "ucfTrainTestlist" / "testlist01.txt").read_text().split()
-    assert ["/".join(Path(path).parts[-2:]) for path, _ in data.parts["test"]] == listed
-    groups = {part: {Path(path).stem.rpartition("_c")[0] for path, _ in data.parts[part]} for part in ("train", "val")}
-    assert not groups["train"] & groups["val"]
-    assert {part: len(data.parts[part]) for part in data.parts} == {"train": 12, "val": 6, "test": 6}
-    seen, labels = colours_and_labels(data.test_dataloader())
-    assert seen == labels.tolist() == [0, 0, 1, 1, 2, 2]
+def names(data, part):
+    """The videos of a part, as <class>/<file>, after a check that their labels are their folders."""
+    paths = [Path(path) for path, _ in data.parts[part]]
+    assert [path.parent.name for path in paths] == [data.class_names[label] for _, label in data.parts[part]]
+    return [f"{path.parent.name}/{path.name}" for path in paths]
+
+
+def test_the_official_split_of_ucf101_and_validation_with_whole_groups(ucf, colours_and_labels):
+    root, args = ucf
+    lists = {part: (root / "ucfTrainTestlist" / f"{part}list01.txt").read_text() for part in ("train", "test")}
+    listed = {part: [line.split()[0] for line in text.splitlines()] for part, text in lists.items()}
+    validations = []
+    for seed in range(3):
+        data = VideoFolder(**args, batch_size=3, seed=seed)
+        assert data.class_names == ("Archery", "Biking", "Diving")
+        assert names(data, "test") == listed["test"]
+        assert sorted(names(data, "train") + names(data, "val")) == sorted(listed["train"])
+        groups = {part: Counter(name.rpartition("_c")[0] for name in names(data, part)) for part in ("train", "val")}
+        assert not groups["train"].keys() & groups["val"].keys()
+        assert Counter(name.partition("/")[0] for name in groups["val"]) == {"Archery": 1, "Biking": 1, "Diving": 1}
+        assert set(groups["val"].values()) == {2}
+        validations.append(sorted(groups["val"]))
+    assert len({tuple(groups) for groups in validations}) > 1
+    assert validations[0] == sorted({name.rpartition("_c")[0] for name in names(VideoFolder(**args), "val")})
+    for part in ("train", "val", "test"):
+        colours, labels = colours_and_labels(getattr(data, f"{part}_dataloader")())
+        assert (colours == labels[:, None]).all()
+
+
+def test_the_fold_chooses_the_lists_of_ucf101(ucf):
+    root, args = ucf
+    folder = root / "ucfTrainTestlist"
+    (folder / "trainlist02.txt").write_text("".join(f"Biking/v_Biking_g0{k}_c01.avi 2\n" for k in (1, 2, 3)))
+    (folder / "testlist02.txt").write_text("Diving/v_Diving_g04_c02.avi\n")
+    data = VideoFolder(**args, fold=2)
+    assert names(data, "test") == ["Diving/v_Diving_g04_c02.avi"]
+    assert sorted(names(data, "train") + names(data, "val")) == [f"Biking/v_Biking_g0{k}_c01.avi" for k in (1, 2, 3)]
 
 
 def test_hmdb51_lists(ucf):
-    root, words = ucf
+    root, args = ucf
     lists = root / "testTrainMulti_7030_splits"
     lists.mkdir()
     for name in ("Archery", "Biking", "Diving"):
         files = sorted(path.name for path in (root / "UCF-101" / name).iterdir())
-        uses = [1, 1, 1, 1, 2, 2, 0, 0]
-        text = "".join(f"{file} {use} \n" for file, use in zip(files, uses, strict=True))
-        (lists / f"{name}_test_split2.txt").write_text(text)
-    data = VideoFolder(**words | {"splits": str(lists), "fold": 2})
-    names = {part: [Path(path).name for path, _ in data.parts[part]] for part in data.parts}
-    assert len(names["train"]) + len(names["val"]) == 12
-    assert [name for name in names["test"] if "Biking" in name] == ["v_Biking_g03_c01.avi", "v_Biking_g03_c02.avi"]
-    assert not any("_g04_" in name for part in names.values() for name in part), "use 0"
+        for fold, uses in ((1, [2, 2, 2, 2, 1, 1, 0, 1]), (2, [1, 1, 1, 1, 2, 2, 0, 0])):
+            text = "".join(f"{file} {use} \n" for file, use in zip(files, uses, strict=True))
+            (lists / f"{name}_test_split{fold}.txt").write_text(text)
+    data = VideoFolder(**args | {"splits": str(lists), "fold": 2})
+    train, test = (
+        [f"{name}/v_{name}_g0{group}_c0{k}.avi" for name in data.class_names for group in groups for k in (1, 2)]
+        for groups in ((1, 2), (3,))
+    )
+    assert sorted(names(data, "train") + names(data, "val")) == train
+    assert names(data, "test") == test, "without group 4, whose use is 0"
 
 
-def test_a_random_split_is_even_in_each_class(ucf):
-    _, words = ucf
-    data = VideoFolder(**words | {"splits": None, "test_fraction": 0.25, "val_fraction": 0.25})
-    for part, count in (("train", 4), ("val", 2), ("test", 2)):
-        assert np.bincount([label for _, label in data.parts[part]]).tolist() == pytest.approx([count] * 3, abs=1)
+def test_a_random_split_is_stratified_and_depends_on_the_seed(ucf):
+    root, args = ucf
+    args |= {"splits": None, "test_fraction": 0.5, "val_fraction": 0.125}
+    splits = [VideoFolder(**args, seed=seed) for seed in range(3)]
+    for data in splits:
+        for part, count in (("train", 3), ("val", 1), ("test", 4)):
+            assert np.bincount([label for _, label in data.parts[part]]).tolist() == [count] * 3
+        everything = sorted(name for part in ("train", "val", "test") for name in names(data, part))
+        assert everything == sorted(f"{path.parent.name}/{path.name}" for path in root.glob("UCF-101/*/*.avi"))
+    assert VideoFolder(**args).parts == splits[0].parts != splits[1].parts
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("changes", "message"),
     [
         ({"root": "no/such"}, "no video in no/such: expected no/such/<class>"),
-        ({"splits": "no/such"}, "no lists of split 1 in no/such: expected UCF101's trainlist01.txt"),
-        ({"fold": 3}, "no lists of split 3"),
+        ({"splits": "no/such"}, "no lists for split 1 in no/such: expected UCF101's trainlist01.txt"),
+        ({"fold": 3}, "no lists for split 3"),
     ],
 )
-def test_refusals(ucf, words, message):
+def test_invalid_arguments(ucf, changes, message):
     with pytest.raises(ValueError, match=message):
-        VideoFolder(**ucf[1] | words)
+        VideoFolder(**ucf[1] | changes)
 
 
 def test_classes_without_videos_and_listed_videos_that_are_missing(ucf):
-    root, words = ucf
+    root, args = ucf
     (root / "UCF-101" / "Diving" / "v_Diving_g03_c01.avi").unlink()
     with pytest.raises(ValueError, match=r"1 of 24 listed videos are missing: Diving/v_Diving_g03_c01.avi"):
-        VideoFolder(**words)
+        VideoFolder(**args)
     (root / "UCF-101" / "Empty").mkdir()
     with pytest.raises(ValueError, match=r"no video in .*Empty: expected"):
-        VideoFolder(**words)
+        VideoFolder(**args)
 
 
 @pytest.fixture
 def parted(tmp_path):
-    """Root with train, val and test, and the words without what is of the other layout."""
-    words = fake(tmp_path / "source")
+    """The layout with train, val and test: its folder, and the arguments that read it."""
+    args = fake(tmp_path / "source")
     for part, groups in GROUPS.items():
-        for path in Path(words["root"]).glob("*/*.avi"):
+        for path in Path(args["root"]).glob("*/*.avi"):
             if any(group in path.name for group in groups):
                 (tmp_path / part / path.parent.name).mkdir(parents=True, exist_ok=True)
                 shutil.copy(path, tmp_path / part / path.parent.name)
-    return tmp_path, words | {"root": str(tmp_path), "splits": None}
+    return tmp_path, args | {"root": str(tmp_path), "splits": None}
 
 
-def folders(data):
-    return {part: {Path(path).parts[-3] for path, _ in samples} for part, samples in data.parts.items()}
-
-
-def test_a_folder_of_parts_is_not_split_again(parted):
-    root, words = parted
-    data = VideoFolder(**words, batch_size=2)
-    assert data.class_names == ("Archery", "Biking", "Diving")
-    assert folders(data) == {part: {part} for part in GROUPS}
-    assert {part: len(data.parts[part]) for part in GROUPS} == {"train": 12, "val": 6, "test": 6}
+def test_a_folder_with_train_and_val_is_not_split_again(parted):
+    root, args = parted
+    data = VideoFolder(**args)
     for part in GROUPS:
-        for path, label in data.parts[part]:
-            assert data.class_names[label] == Path(path).parent.name
-    for clips, labels in data.val_dataloader():
-        assert clips.mean((2, 3, 4)).argmax(1).tolist() == labels.tolist(), "the colour tells the class"
+        assert names(data, part) == sorted(f"{path.parent.name}/{path.name}" for path in (root / part).glob("*/*"))
+        assert {Path(path).parts[-3] for path, _ in data.parts[part]} == {part}
     shutil.rmtree(root / "test")
-    assert folders(VideoFolder(**words))["test"] == {"val"}
+    data = VideoFolder(**args)
+    assert data.parts["test"] == data.parts["val"] != data.parts["train"]
 
 
-def test_refusals_of_parts(parted):
-    root, words = parted
-    with pytest.raises(ValueError, match=r"is split already, into train and val: splits must be null, got .*lists"):
-        VideoFolder(**words | {"splits": "lists"})
+def test_invalid_layouts_with_train_and_val(parted):
+    root, args = parted
+    with pytest.raises(ValueError, match=r"is already split into train and val: splits must be null, got .*lists"):
+        VideoFolder(**args | {"splits": "lists"})
     (root / "val" / "Biking").rename(root / "val" / "Bowling")
     message = r"train and .*val have different classes; only in train: Biking; only in val: Bowling"
     with pytest.raises(ValueError, match=message):
-        VideoFolder(**words)
+        VideoFolder(**args)
     shutil.rmtree(root / "val")
     with pytest.raises(ValueError, match=rf"no video in {root}/val: expected {root}/val/<class>"):
-        VideoFolder(**words)
+        VideoFolder(**args)
 
 
 def test_a_class_may_be_called_train(parted):
-    root, words = parted
+    root, args = parted
     for name, source in (("train", "Biking"), ("tram", "Diving")):
         shutil.copytree(root / "train" / source, root / "mine" / name)
-    assert VideoFolder(**words | {"root": str(root / "mine")}).class_names == ("train", "tram")
+    assert VideoFolder(**args | {"root": str(root / "mine")}).class_names == ("train", "tram")
 
 
-# Packed B-frames: DivX puts a B-frame into the chunk of the frame that it is made of, and an empty frame after it.
+# Packed B-frames: DivX stores a B-frame in the chunk of the frame on which it depends, and an empty frame after it.
 
 EMPTY = bytes.fromhex("000001b6504000")
-MARK = b"\0\0\1\xb2DivX503b1393p"  # by it decoders know that B-frames are packed
+MARK = b"\0\0\1\xb2DivX503b1393p"  # shows decoders that B-frames are packed
 
 
 def record(path, b_frames):
@@ -152,13 +179,13 @@ def kind(packet):
 
 
 def pack(packets):
-    """Packets, each with whether it is a keyframe, as DivX stores them: as many."""
+    """The same number of packets as stored by DivX; each comes with whether it is a keyframe."""
     kinds, chunks = [*(kind(data) for data, _ in packets), "none"], []
     for k, (data, key) in enumerate(packets):
         if kinds[k] != "B":
             chunks.append((data + packets[k + 1][0] if kinds[k + 1] == "B" else data, key))
             continue
-        if kinds[k - 1] == "B":  # else it is in the chunk before
+        if kinds[k - 1] == "B":  # else it is in the previous chunk
             chunks.append((data, key))
         if kinds[k + 1] != "B":
             chunks.append((EMPTY, False))

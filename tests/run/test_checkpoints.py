@@ -2,11 +2,20 @@
 
 import os
 import resource
+from pathlib import Path
 
 import pytest
+import pytorch_lightning as pl
 import torch
+from torch.utils.data import DataLoader
 
-from nonlocal_nets.run.checkpoints import CheckpointWriteError, WholeCheckpoints, newest
+from nonlocal_nets.run.checkpoints import (
+    BestCheckpoint,
+    CheckpointWriteError,
+    WholeCheckpoints,
+    best_checkpoint,
+    newest,
+)
 
 
 @pytest.fixture
@@ -23,6 +32,16 @@ def test_a_checkpoint_is_read_back(tmp_path):
     WholeCheckpoints().save_checkpoint({"state_dict": {"w": torch.arange(3)}, "epoch": 2}, path)
     assert torch.load(path, weights_only=True)["state_dict"]["w"].tolist() == [0, 1, 2]
     assert os.listdir(path.parent) == ["last.ckpt"]
+
+
+def test_the_file_is_on_the_disk_before_it_takes_the_place_of_the_old_one(tmp_path, monkeypatch):
+    """Else a power cut could leave an empty file of that name."""
+    calls = []
+    replace = Path.replace
+    monkeypatch.setattr(os, "fsync", lambda descriptor: calls.append(os.fstat(descriptor).st_size > 0))
+    monkeypatch.setattr(Path, "replace", lambda *paths: calls.append("replaced") or replace(*paths))
+    WholeCheckpoints().save_checkpoint({"state_dict": {}}, tmp_path / "last.ckpt")
+    assert calls == [True, "replaced"]
 
 
 @pytest.mark.parametrize("before", [True, False])
@@ -74,6 +93,73 @@ def test_of_two_of_the_same_time_it_is_the_last(tmp_path):
     assert newest(tmp_path)[0] == tmp_path / "last.ckpt"
 
 
+def test_where_all_are_torn_it_is_none_and_why(tmp_path):
+    for second, name in enumerate(["best.ckpt", "last.ckpt"]):
+        (tmp_path / name).write_bytes(b"torn")
+        os.utime(tmp_path / name, (second, second))
+    path, torn = newest(tmp_path)
+    assert path is None
+    assert [line.split("'")[1] for line in torn] == [str(tmp_path / "last.ckpt"), str(tmp_path / "best.ckpt")]
+
+
+def states(best, score=0.5):
+    """The callbacks of a last.ckpt: its own, which monitors nothing, and the one that looks for the best."""
+    own = {"best_model_path": "anywhere/last.ckpt", "best_model_score": None}
+    return {"last": own, "best": {"best_model_path": str(best), "best_model_score": score}, "other": {}}
+
+
+def test_the_best_is_the_one_that_was_monitored_also_where_the_folder_has_moved(tmp_path):
+    last, best = tmp_path / "last.ckpt", tmp_path / "elsewhere" / "epoch=3.ckpt"
+    torch.save({"state_dict": {}, "callbacks": states(best)}, last)
+    assert best_checkpoint(last) == tmp_path / "epoch=3.ckpt"
+    best.parent.mkdir()
+    best.touch()
+    assert best_checkpoint(last) == best
+
+
 def test_none_in_an_empty_folder_or_one_that_is_not_there(tmp_path):
     assert newest(tmp_path) == (None, [])
     assert newest(tmp_path / "nowhere") == (None, [])
+
+
+class Scores(pl.LightningModule):
+    """Its scores do not depend on what it learns: "val/high" is the best in epoch 1, "val/low" in epoch 2."""
+
+    monitor = "val/high"
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def mode_of(self, name):
+        return "min" if name == "val/low" else "max"
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch).sum()
+
+    def validation_step(self, batch, batch_idx):
+        self.log("val/high", torch.tensor([0.2, 0.9, 0.1, 0.5])[self.current_epoch])
+        self.log("val/low", torch.tensor([0.7, 0.8, 0.3, 0.6])[self.current_epoch])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+@pytest.mark.parametrize(
+    ("given", "epoch", "score"),
+    [
+        ({}, 1, 0.9),
+        ({"monitor": "val/low"}, 2, 0.3),
+        ({"mode": "min"}, 2, 0.1),
+        ({"monitor": "val/low", "mode": "max"}, 1, 0.8),
+    ],
+    ids=["as the task says", "another metric", "another direction", "both"],
+)
+def test_the_best_is_what_the_task_calls_so_unless_the_user_does(tmp_path, given, epoch, score):
+    best = BestCheckpoint(dirpath=tmp_path, filename="{epoch}", **given)
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=4, num_sanity_val_steps=0, callbacks=[best], **quiet)
+    trainer.fit(Scores(), DataLoader(torch.ones(2, 1)), DataLoader(torch.ones(1, 1)))
+    assert best.best_model_path == str(tmp_path / f"epoch={epoch}.ckpt")
+    assert float(best.best_model_score) == pytest.approx(score)
+    assert os.listdir(tmp_path) == [f"epoch={epoch}.ckpt"]

@@ -1,5 +1,6 @@
 """What a user of train.py relies on: where a run's files are, that the command line wins, that a run repeats itself."""
 
+import os
 import re
 import runpy
 from pathlib import Path
@@ -8,8 +9,10 @@ import pytest
 import torch
 import yaml
 
+import nonlocal_nets as nln
 from nonlocal_nets.run.checkpoints import LastCheckpoint
 from nonlocal_nets.run.cli import main
+from tests.conftest import LEFT_BY_MAIN
 
 TRAIN = Path(__file__).parents[2] / "train.py"
 CONFIG = str(TRAIN.parent / "configs" / "image" / "cued_digits.yaml")
@@ -47,16 +50,28 @@ def test_train_alone_prints_the_manual(monkeypatch, capsys):
     assert capsys.readouterr().out.count("python train.py ") >= 3
 
 
-def test_a_run_leaves_everything_in_its_folder(capsys):
-    cli = fit("--id=first", "--model.lr=0.01")
+def test_a_run_leaves_everything_in_its_folder(caplog):
+    cli = fit("--id=first", "--model.optimizer.lr=0.01")
     folder = Path("runs/cued_digits/first")
     assert cli.run_folder == folder
     assert (folder / "checkpoints" / "last.ckpt").is_file()
     assert list(folder.glob("events.out.tfevents*"))
     assert "train/loss_epoch" in (folder / "csv" / "version_0" / "metrics.csv").read_text().splitlines()[0]
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert (config["project"], config["id"], config["model"]["init_args"]["lr"]) == ("cued_digits", "first", 0.01)
+    assert (config["project"], config["id"], config["model"]["init_args"]["optimizer"]["lr"]) == (
+        "cued_digits",
+        "first",
+        0.01,
+    )
+    assert config["ckpt_path"] is None, "also what was left open"
     assert [path.name for path in Path().iterdir()] == ["runs"]
+    assert {path.name for path in (folder / "checkpoints").iterdir()} == {"last.ckpt", "epoch=0-step=3.ckpt"}
+    assert "12 samples" in caplog.text, "the summary"
+    checkpoint = cli.trainer.checkpoint_callback
+    assert (checkpoint.monitor, checkpoint.mode) == ("val/accuracy", "max")
+    left = {name: os.environ[name] for name in LEFT_BY_MAIN if name in os.environ}
+    assert left == {"PL_GLOBAL_SEED": "0", "PL_SEED_WORKERS": "1", "NONLOCAL_NETS_RUN_ID": "first"}, "to its processes"
+    assert torch.tensor(1e-30) * 1e-10 == 0, "no denormal numbers"
 
     tested = main(["test", "--config", str(folder / "config.yaml"), "--ckpt_path=last"])
     assert "test/accuracy" in tested.trainer.callback_metrics
@@ -64,13 +79,44 @@ def test_a_run_leaves_everything_in_its_folder(capsys):
     assert (folder / "csv" / "version_0" / "metrics.csv").is_file(), "the test leaves the rows of training alone"
 
 
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+def test_the_root_and_the_checkpoints_may_be_elsewhere():
+    """Config, logs and pictures stay in the run's folder; "last" and "best" find the checkpoints."""
+    elsewhere = ["--trainer.default_root_dir=scratch", "--checkpoint.dirpath=far/a", "--id=a"]
+    cli = fit(*elsewhere)
+    assert cli.run_folder == Path("scratch/cued_digits/a") == Path(cli.trainer.default_root_dir)
+    assert sorted(path.name for path in Path().iterdir()) == ["far", "scratch"]
+    assert sorted(path.name for path in Path("far/a").iterdir()) == ["epoch=0-step=3.ckpt", "last.ckpt"]
+    assert {path.suffix for path in cli.run_folder.rglob("*") if path.is_file()} >= {".yaml", ".csv"}
+    assert not list(cli.run_folder.rglob("*.ckpt"))
+    assert fit(*elsewhere, "--trainer.max_epochs=2", "--ckpt_path=last").trainer.global_step == 6
+    config = str(cli.run_folder / "config.yaml")
+    best = main(["test", "--config", config, "--ckpt_path=best"])
+    assert best.run_folder == cli.run_folder
+    assert Path(best.config_init["test"].ckpt_path).parent == Path("far/a").resolve()
+    assert (cli.run_folder / "attention.png").is_file()
+
+
+def test_a_value_two_levels_down_is_changed_alone(tmp_path):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text("model:\n  init_args:\n    blocks:\n      pool: 2\n    optimizer:\n      weight_decay: 0.5\n")
+    args = ["--config", str(overlay), "--model.blocks.pool_position=embedding", "--model.blocks.inner_channels=null"]
+    cli = fit("--id=nested", *args)
+    saved = yaml.safe_load((cli.run_folder / "config.yaml").read_text())["model"]["init_args"]
+    changed = {"pool": 2, "pool_position": "embedding", "inner_channels": None}
+    assert saved["blocks"].items() >= ({"at": "layer3", "pairwise": "embedded_gaussian"} | changed).items()
+    assert (saved["optimizer"]["lr"], saved["optimizer"]["weight_decay"]) == (0.0015, 0.5)
+    (block,) = nln.blocks(cli.model).values()
+    assert (block.pool, block.pool_position) == (2, "embedding")
+
+
 def test_the_saved_config_repeats_the_run_bit_for_bit():
-    first = fit("--id=first", "--seed_everything=3", "--model.pairwise=dot_product")
+    first = fit("--id=first", "--seed_everything=3", "--model.blocks.pairwise=dot_product")
     again = main(["fit", "--config", str(first.run_folder / "config.yaml"), "--id=again"])
     ours, theirs = last(first)["state_dict"], last(again)["state_dict"]
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    other = fit("--id=other", "--seed_everything=4", "--model.pairwise=dot_product")
+    other = fit("--id=other", "--seed_everything=4", "--model.blocks.pairwise=dot_product")
     assert not torch.equal(ours["network.fc.weight"], last(other)["state_dict"]["network.fc.weight"])
 
 
@@ -81,14 +127,16 @@ def test_ckpt_path_last_goes_on_where_the_run_stopped():
     assert last(half)["global_step"] == 3
     resumed = fit("--id=half", "--trainer.max_epochs=2", "--ckpt_path=last")
     assert last(resumed)["global_step"] == last(whole)["global_step"] == 6
+    config = yaml.safe_load((resumed.run_folder / "config.yaml").read_text())
+    assert config["trainer"]["max_steps"] == -1, "the config is that of the last start"
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # another run's checkpoint
 def test_the_command_line_beats_the_checkpoint():
-    first = fit("--id=first", "--model.lr=0.01")
+    first = fit("--id=first", "--model.optimizer.lr=0.01")
     checkpoint = str(first.run_folder / "checkpoints" / "last.ckpt")
-    cli = fit("--id=second", "--model.lr=0.02", "--trainer.max_epochs=2", f"--ckpt_path={checkpoint}")
-    assert cli.model.optimisation.lr == 0.02, "the guard against Lightning's _parse_ckpt_path"
+    cli = fit("--id=second", "--model.optimizer.lr=0.02", "--trainer.max_epochs=2", f"--ckpt_path={checkpoint}")
+    assert cli.model.optimizer.lr == 0.02, "the guard against Lightning's _parse_ckpt_path"
 
 
 def test_the_number_of_classes_comes_from_the_data():
@@ -96,7 +144,7 @@ def test_the_number_of_classes_comes_from_the_data():
 
 
 def test_without_blocks_and_with(caplog):
-    bare, blocked = fit("--id=bare", "--model.blocks=none"), fit("--id=blocked")
+    bare, blocked = fit("--id=bare", "--model.blocks.at=none"), fit("--id=blocked")
     bare_names, names = set(last(bare)["state_dict"]), set(last(blocked)["state_dict"])
     assert bare_names < names
     assert {name.split(".")[4] for name in names - bare_names} == {"theta", "phi", "g", "out", "norm"}
@@ -112,8 +160,11 @@ def test_id_defaults_to_the_time():
 
 
 def test_blocks_as_counts_on_the_command_line():
-    words = ("--model.backbone=resnet10t", "--model.blocks={layer1: 1, layer2: 1}", "--model.window=[2, null]")
-    cli = fit("--id=counts", *words)
+    words = (
+        "--model.backbone=resnet10t",
+        "--model.blocks.at={layer1: 1, layer2: 1}",
+    )
+    cli = fit("--id=counts", *words, "--model.blocks.window=[2, null]")
     assert sum(".theta.weight" in name for name in last(cli)["state_dict"]) == 2
 
 
@@ -138,7 +189,8 @@ def test_best_is_that_of_the_run_and_tests_its_weights():
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-def test_last_is_written_at_the_end_of_an_epoch_that_is_not_validated():
+def test_last_is_written_at_the_end_of_an_epoch_that_is_not_validated(monkeypatch):
+    monkeypatch.setattr(LastCheckpoint, "on_train_end", lambda *_: None)  # as where the run was killed before its end
     assert last(fit("--trainer.check_val_every_n_epoch=2"))["global_step"] == 3
 
 
@@ -147,3 +199,23 @@ def test_last_is_written_as_often_as_the_user_wants_checkpoints_and_at_the_end(m
     assert last(fit("--id=whole", *words))["global_step"] == 3, "all of the 3 steps"
     monkeypatch.setattr(LastCheckpoint, "on_train_end", lambda *_: None)  # as where the run was killed before its end
     assert last(fit("--id=often", *words))["global_step"] == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [
+        ([], ["TensorBoardLogger", "CSVLogger"]),
+        (["--trainer.logger=false"], []),
+        (
+            ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=more"],
+            ["TensorBoardLogger", "CSVLogger", "CSVLogger"],
+        ),
+    ],
+    ids=["by default", "none", "one more"],
+)
+def test_loggers(words, names):
+    cli = fit("--id=logged", "--trainer.max_epochs=0", *words)
+    assert [type(logger).__name__ for logger in cli.trainer.loggers] == names
+    folders = [Path("runs/cued_digits/logged"), Path("runs/cued_digits/logged/csv/version_0"), Path("more")]
+    for logger, folder in zip(cli.trainer.loggers, folders, strict=False):
+        assert Path(logger.log_dir).is_relative_to(folder)

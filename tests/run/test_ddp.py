@@ -126,7 +126,7 @@ def test_weights_that_are_shared_out_train_as_those_that_are_not(tmp_path):
     words = [f"--config={ROOT}/configs/image/cued_digits.yaml", "--data.train_samples=32", "--data.val_samples=8"]
     # after layer4, as a batch norm after the block would take its norm's bias off again: the bias's gradient would be
     # rounding errors, which AdamW turns into steps of their own
-    words += ["--data.batch_size=4", "--model.blocks=layer4", "--trainer.callbacks=[]", *QUIET]
+    words += ["--data.batch_size=4", "--model.blocks.at=layer4", "--trainer.callbacks=[]", *QUIET]
     overlay = [f"--config={ROOT}/configs/trainer/fsdp.yaml", "--trainer.strategy.init_args.data_parallel_size=2"]
     fsdp = [*words, *overlay, "--id=fsdp", "--trainer.precision=32-true", "--ckpt_path=last"]
     ddp = [*words, "--trainer.strategy=ddp", "--id=ddp", "--trainer.max_epochs=3"]

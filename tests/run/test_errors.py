@@ -10,34 +10,42 @@ import torch
 from nonlocal_nets.data import image_folder
 from nonlocal_nets.nn.backbones.image import LocalConvNet
 from nonlocal_nets.run.cli import main
+from nonlocal_nets.run.errors import debug, readable
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "image" / "cued_digits.yaml")
 
+MODEL = "model: ImageClassification: "
 WORDS = {
-    "--model.pairwize=x": "model: ImageClassification: no argument 'pairwize'; nearest: pairwise",
+    "--model.pairwize=x": MODEL + "no argument 'pairwize'; nearest: blocks.pairwise",
     "--modle.lr=1": "no argument --modle.lr; nearest: --model",
     "--trainer.max_epocs=3": "no argument --trainer.max_epocs; nearest: --trainer.max_epochs",
-    "--model.lr=abc": "model: ImageClassification: lr: expected float, got abc",
-    "--model.pool=x": "model: ImageClassification: pool: expected null or list or int, got x",
+    "--model.optimizer.lr=abc": MODEL + "optimizer.lr: expected float, got abc",
+    "--model.blocks.pool=x": MODEL + "blocks.pool: expected null or list or int, got x",
+    "--model.optimizer.lrr=1": MODEL + "no argument 'optimizer.lrr'; nearest: optimizer.lr",
+    "--model.lr=1": MODEL + "no argument 'lr'; nearest: optimizer.lr",
+    "--model.blocks=paper-5": MODEL + "blocks is a group of options, got 'paper-5'; it has blocks.at, ",
+    "--model.schedule.milestones=[3]": "schedule.milestones go with name='step', got 'cosine' and [3]",
+    "--model.optimizer.name=adamv": "optimizer.name must be one of timm's, got 'adamv'; nearest: adam",
     "--trainer.max_epochs=a": "trainer.max_epochs: expected null or int, got a",
-    "--model.lr=-1": "lr must not be negative, got -1.0",
+    "--model.optimizer.lr=-1": "optimizer.lr must be at least 0, got -1.0",
     "--data.batch_size=0": "batch_size must be at least 1, got 0",
     "--data=Nope": "data: no class Nope",
-    "--model.pairwise=cosine": "pairwise must be one of gaussian, embedded_gaussian, dot_product, concatenation, got",
+    "--model.blocks.pairwise=cosine": "pairwise must be one of gaussian, embedded_gaussian, dot_product, concatenation",
     "--model.backbone=resnet5O": "unknown backbone 'resnet5O'",
-    "--model.window=[5,5]": "window (5, 5) does not divide the input's size (12, 12)",
-    "--model.blocks={layer9: 1}": "no stage 'layer9' in LocalConvNet; places: layer1",
+    "--model.blocks.window=[5,5]": "window (5, 5) does not divide the input's size (12, 12)",
+    "--model.blocks.at={layer9: 1}": "no stage 'layer9' in LocalConvNet; insertion points: layer1",
     "--config=nope.yaml": "no config file 'nope.yaml'",
     "--model.num_classes=7": "--model.num_classes comes from the data and cannot be set",
-    "--model.class_weights=[1]": "class_weights must be 2 numbers above 0, one a class, got [1.0]",
+    "--model.loss.class_weights=[1]": "loss.class_weights must be 2 numbers, one for each class, got 1 numbers",
     "--model.weights=nope.pt": "no weight file 'nope.pt'; a file, or one of efficientnet_lite0",
 }
 YAMLS = {
+    "model:\n  init_args:\n    blocks:\n      pol: 2\n": MODEL + "no argument 'blocks.pol'; nearest: blocks.pool",
     "model:\n  a: [1,\n  b": "bad.yaml, line 3, column 4: expected ',' or ']'",
-    "trainer:\n  max_epocs: 3\n": "no key 'trainer.max_epocs'; nearest: --trainer.max_epochs",
+    "trainer:\n  max_epocs: 3\n": "no argument --trainer.max_epocs; nearest: --trainer.max_epochs",
     "model:\n  init_args:\n    input_size: [3, 7, 7]\n": "bad.yaml: model.init_args.input_size comes from the data",
-    "model:\n  init_args:\n    pairwize: a\n": "model: ImageClassification: no argument 'pairwize'; nearest: pairwise",
+    "model:\n  init_args:\n    pairwize: a\n": MODEL + "no argument 'pairwize'; nearest: blocks.pairwise",
 }
 
 
@@ -80,8 +88,8 @@ def test_a_network_that_is_not_for_the_data(capsys):
 
 def test_debug_shows_the_traceback(monkeypatch):
     monkeypatch.setenv("JSONARGPARSE_DEBUG", "1")
-    with pytest.raises(ValueError, match="lr must not be negative"):
-        main(["fit", "--config", CONFIG, "--model.lr=-1"])
+    with pytest.raises(ValueError, match=r"optimizer\.lr must be at least 0"):
+        main(["fit", "--config", CONFIG, "--model.optimizer.lr=-1"])
 
 
 def test_checkpoints_that_do_not_fit(tmp_path, capsys):
@@ -91,7 +99,7 @@ def test_checkpoints_that_do_not_fit(tmp_path, capsys):
     other = tmp_path / "other.ckpt"
     network = LocalConvNet(5)
     torch.save({"state_dict": {f"network.{name}": value for name, value in network.state_dict().items()}}, other)
-    message = checkpoint_error(capsys, str(other), "--model.blocks=none")
+    message = checkpoint_error(capsys, str(other), "--model.blocks.at=none")
     assert "network.fc.weight (5, 32), here (2, 32)" in message
     assert "no weight file" in checkpoint_error(capsys, str(tmp_path / "none.ckpt"))
     assert "no checkpoint that can be read in runs/cued_digits/new/checkpoints" in checkpoint_error(capsys, "last")
@@ -105,10 +113,10 @@ def checkpoint_error(capsys, path, *words):
 
 
 def test_a_process_ends_with_code_2_and_one_line_on_stderr():
-    command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", CONFIG, "--model.lr=-1"]
+    command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", CONFIG, "--model.optimizer.lr=-1"]
     ended = subprocess.run(command, capture_output=True, text=True)
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr == "train.py: error: lr must not be negative, got -1.0\n"
+    assert ended.stderr == "train.py: error: optimizer.lr must be at least 0, got -1.0\n"
 
 
 @pytest.fixture
@@ -156,8 +164,8 @@ def test_a_corrupt_image_is_replaced_and_counted_up_to_a_share(images, capsys, c
     replace = ["--data.corrupt=replace", "--data.batch_size=3"]  # 15 images: none is dropped
     message = fails(capsys, "fit", *words, *replace, "--data.max_corrupt=0.1")
     assert message.startswith(f"corrupt image {root}/train/bee/")
-    listed = message.partition("2 of 15 images so far, more than max_corrupt=0.1: ")[2].split(", ")
-    assert listed == [f"{root}/train/bee/{k}.jpg" for k in (0, 2)]
+    listed = message.partition("2 of 15 images so far, more than max_corrupt=0.1: ")[2]
+    assert listed == f"{root}/train/bee/0.jpg (+1 more)"
     caplog.clear()
     main(["fit", *words, *replace, "--data.max_corrupt=0.2", "--id=enough"])
     named = [message for message in caplog.messages if message.startswith("corrupt image")]
@@ -192,4 +200,44 @@ def test_best_where_the_last_checkpoint_is_none(capsys):
     last.write_bytes(b"torn")
     assert f"'{last}' is not a checkpoint" in checkpoint_error(capsys, "best")
     torch.save({"state_dict": {}, "callbacks": {}}, last)
-    assert f"{last} tells of no best checkpoint" in checkpoint_error(capsys, "best")
+    assert f"{last} records no best checkpoint" in checkpoint_error(capsys, "best")
+
+
+@pytest.mark.filterwarnings("ignore:.*is not a checkpoint.*taking the one before it")
+def test_where_all_checkpoints_are_torn_a_run_does_not_begin_again(capsys):
+    folder = Path("runs/cued_digits/torn/checkpoints")
+    folder.mkdir(parents=True)
+    for name in ("last.ckpt", "epoch=0-step=3.ckpt"):
+        (folder / name).write_bytes(b"torn")
+    message = fails(capsys, "fit", "--config", CONFIG, "--id=torn", "--ckpt_path=last")
+    assert message == f"no checkpoint that can be read in {folder}"
+
+
+@pytest.mark.parametrize("given", ["", "0", "false", "No"])
+def test_words_for_no_debugging(monkeypatch, given):
+    monkeypatch.setenv("JSONARGPARSE_DEBUG", given)
+    assert not debug()
+
+
+@pytest.mark.parametrize("words", [["-c", "nope.yaml"], ["--config", "nope.yaml"], ["--config=nope.yaml"]])
+def test_a_config_that_is_not_there_however_it_is_given(capsys, words):
+    assert fails(capsys, "fit", *words) == "no config file 'nope.yaml'"
+
+
+@pytest.mark.parametrize("word", ["--model.num_classes=7", "--model.init_args.input_size=[3,7,7]"])
+def test_what_only_the_data_know_however_it_is_given(capsys, word):
+    assert fails(capsys, "fit", word) == f"{word.partition('=')[0]} comes from the data and cannot be set"
+
+
+def test_nearest_names_are_of_the_class_that_is_named_last():
+    """A model within a model: the inner one refuses the option."""
+    message = "\n".join(
+        [
+            "Problem with given class_path 'nonlocal_nets.tasks.ImageClassification':",
+            "  Problem with given class_path 'nonlocal_nets.run.summary.Summary':",
+            "    Problem with given class_path 'torch.nn.Linear':",
+            "      Option 'in_feature' is not accepted",
+        ]
+    )
+    nearest = "no argument 'in_feature'; nearest: in_features, out_features"
+    assert readable(message) == f"ImageClassification: Summary: Linear: {nearest}"

@@ -9,8 +9,9 @@ import nonlocal_nets.tasks
 from nonlocal_nets.run.cli import main
 from nonlocal_nets.run.help import LONGEST, explain
 
+TASKS = ("ImageClassification", "SequenceClassification", "VideoClassification")
 COMMANDS = [[command, "--help"] for command in ("fit", "validate", "test", "predict")]
-COMMANDS += [["fit", f"--model.help={name}"] for name in nonlocal_nets.tasks.__all__]
+COMMANDS += [["fit", f"--model.help={name}"] for name in TASKS]
 COMMANDS += [["fit", f"--data.help={name}"] for name in nonlocal_nets.data.__all__ if not name.endswith("Error")]
 
 

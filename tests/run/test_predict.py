@@ -13,7 +13,12 @@ from nonlocal_nets.run.cli import main
 def fitted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = [f"--data.{name}={value}" for name, value in image_folder.fake(tmp_path / "images").items()]
-    words += ["--data.image_size=16", "--data.batch_size=2", "--model.backbone=local_convnet", "--model.blocks=layer3"]
+    words += [
+        "--data.image_size=16",
+        "--data.batch_size=2",
+        "--model.backbone=local_convnet",
+        "--model.blocks.at=layer3",
+    ]
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu"]
     few = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
     names = ["--project=folder", "--id=try"]

@@ -25,7 +25,7 @@ def fitted(request, tmp_path, monkeypatch):
         names = sorted(str(file) for file in path.iterdir())
     words = [f"--data.{name}={value}" for name, value in arguments.items()]
     words += ["--model.backbone=token_resnet"] * (request.param in ("ListOps", "Text"))
-    words += ["--data.batch_size=4", "--model.widths=[8,8]", "--model.blocks={layer2: 1}"]
+    words += ["--data.batch_size=4", "--model.widths=[8,8]", "--model.blocks.at={layer2: 1}"]
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu"]
     few = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
     cli = main(["fit", f"--data={request.param}", "--model=SequenceClassification", *words, *quiet, *few, "--id=try"])

@@ -1,12 +1,14 @@
 """The table of predictions has a row a sample, in order, with the five likeliest classes."""
 
 import csv
+from types import SimpleNamespace
 
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
 from nonlocal_nets.run.predictions import Predictions
+from nonlocal_nets.tasks import Blocks, ImageClassification
 
 
 class Paths(pl.LightningDataModule):
@@ -21,19 +23,27 @@ class Paths(pl.LightningDataModule):
         return DataLoader(samples, batch_size=2)
 
 
-class Echo(pl.LightningModule):
+class Echo(ImageClassification):
+    """What it predicts is what it is given: probabilities."""
+
     def predict_step(self, batch, batch_idx):
         return batch[0]
 
 
-def test_table(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def predict(model, folder, probabilities):
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    trainer = pl.Trainer(
+        accelerator="cpu", callbacks=[Predictions()], enable_model_summary=False, default_root_dir=folder, **quiet
+    )
+    trainer.predict(model, datamodule=Paths(probabilities), return_predictions=False)
+
+
+def test_table(tmp_path):
     torch.manual_seed(0)
     probabilities = torch.rand(5, 7).softmax(1)
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    trainer = pl.Trainer(accelerator="cpu", callbacks=[Predictions()], enable_model_summary=False, **quiet)
-    trainer.predict(Echo(), datamodule=Paths(probabilities), return_predictions=False)
-    with open("predictions.csv") as file:
+    (tmp_path / "predictions.csv").write_text("of an earlier command")
+    predict(Echo(7, "local_convnet", blocks=Blocks(at="none")), tmp_path, probabilities)
+    with (tmp_path / "predictions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["path"] for row in rows] == [f"image {k}.jpg" for k in range(5)]
     for row, given in zip(rows, probabilities.tolist(), strict=True):
@@ -41,3 +51,34 @@ def test_table(tmp_path, monkeypatch):
         assert row["class"] == row["class_1"] == f"class {ranked[0]}"
         assert [row[f"class_{k}"] for k in range(1, 6)] == [f"class {k}" for k in ranked]
         assert [row[f"probability_{k}"] for k in range(1, 6)] == [f"{given[k]:.6f}" for k in ranked]
+
+
+class Silent(pl.LightningModule):
+    def predict_step(self, batch, batch_idx):
+        return batch[0]
+
+
+def test_a_module_without_rows_gets_no_table(tmp_path, caplog):
+    predict(Silent(), tmp_path, torch.rand(3, 7))
+    assert not list(tmp_path.iterdir())
+    assert "no predictions.csv: Silent does not define rows(batch, prediction)" in caplog.text
+
+
+def write(folder, rank, names):
+    """One batch of two of one of two processes."""
+    trainer = SimpleNamespace(global_rank=rank, world_size=2, default_root_dir=str(folder))
+    task = SimpleNamespace(
+        rows=lambda batch, prediction: [{"path": p, "class": k} for p, k in zip(batch, prediction, strict=True)]
+    )
+    Predictions().write_on_batch_end(trainer, task, [f"class {rank}"] * 2, None, names, 0, 0)
+
+
+def test_each_process_has_a_file_that_each_command_begins_anew(tmp_path):
+    (tmp_path / "predictions-1.csv").write_text("rows of an earlier command\n")
+    write(tmp_path, 0, ["a", "c"])
+    write(tmp_path, 1, ["b", "d"])
+    rows = {path.name: list(csv.DictReader(path.read_text().splitlines())) for path in tmp_path.iterdir()}
+    assert {name: [(row["path"], row["class"]) for row in table] for name, table in rows.items()} == {
+        "predictions-0.csv": [("a", "class 0"), ("c", "class 0")],
+        "predictions-1.csv": [("b", "class 1"), ("d", "class 1")],
+    }

@@ -17,7 +17,7 @@ WORDS = [
     CONFIG,
     "--data.batch_size=4",
     "--data.num_workers=2",
-    "--model.label_smoothing=0.1",
+    "--model.loss.label_smoothing=0.1",
     "--trainer.max_epochs=3",
     "--trainer.limit_train_batches=4",
     "--trainer.limit_val_batches=1",

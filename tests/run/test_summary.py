@@ -11,7 +11,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, TensorDataset
 
 from nonlocal_nets.run.summary import Summary
-from nonlocal_nets.tasks import ImageClassification
+from nonlocal_nets.tasks import Blocks, ImageClassification
 
 
 @pytest.fixture
@@ -49,8 +49,9 @@ def test_fit_validate_and_test(tmp_path, said):
         callbacks=[Summary(), checkpoint],
         enable_progress_bar=False,
         enable_model_summary=False,
+        default_root_dir=tmp_path / "run",
     )
-    model = ImageClassification(3, "local_convnet", (3, 16, 16), blocks="layer3")
+    model = ImageClassification(3, "local_convnet", (3, 16, 16), blocks=Blocks(at="layer3"))
     trainer.fit(model, loader(10), loader(6))
     fit = said()
     assert fit["folder"] == str(tmp_path / "run")
@@ -81,7 +82,33 @@ def test_time_of_validation_is_not_time_of_training(tmp_path, said, monkeypatch)
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    model = ImageClassification(3, "local_convnet", (3, 16, 16), blocks="none")
+    model = ImageClassification(3, "local_convnet", (3, 16, 16), blocks=Blocks(at="none"))
     trainer.fit(model, loader(12), loader(4))
     # ticks of 10 s: set-up, sanity check, training starts, validation starts, it ends, fit ends: 30 s less 10 s
     assert said()["speed"] == "0.6 samples/s in training (12 samples)"
+
+
+def test_samples_are_those_of_all_processes():
+    summary, module = Summary(), ImageClassification(3, "local_convnet", blocks=Blocks(at="none"))
+    summary.setup(None, module, "fit")
+    for samples in (3, 2):
+        batch = torch.zeros(samples, 1), torch.zeros(samples)
+        summary.on_train_batch_end(SimpleNamespace(world_size=2), module, None, batch, 0)
+    assert summary.samples == 10
+
+
+def test_minutes_and_the_best_checkpoint_not_the_last(tmp_path, said, monkeypatch):
+    clock = iter([0, 100.2, 100.2])
+    monkeypatch.setattr("nonlocal_nets.run.summary.time", SimpleNamespace(monotonic=lambda: next(clock)))
+    checkpoint = ModelCheckpoint(tmp_path / "checkpoints", monitor="val/loss")
+    checkpoint.best_model_score, checkpoint.current_score = torch.tensor(0.25), torch.tensor(0.5)
+    checkpoint.best_model_path, checkpoint.last_model_path = "best.ckpt", "last.ckpt"
+    figures = {"val/loss": torch.tensor(0.5), "train/loss": torch.tensor(1.0), "val/accuracy": torch.tensor(0.75)}
+    trainer = SimpleNamespace(
+        callback_metrics=figures, checkpoint_callback=checkpoint, default_root_dir=str(tmp_path), world_size=1
+    )
+    summary = Summary()
+    summary.setup(trainer, None, "fit")
+    summary.on_fit_end(trainer, None)
+    expected = {"figures": "val/loss 0.5000, val/accuracy 0.7500", "time": "1 min 40 s"}
+    assert said() == expected | {"best": "val/loss 0.2500: best.ckpt", "folder": str(tmp_path)}

@@ -112,28 +112,33 @@ def scontrol(tmp_path, monkeypatch):
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")  # exactly
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # it should, on a resume
 @pytest.mark.parametrize(
-    ("number", "shown", "expected"),
+    ("number", "shown", "expected", "elsewhere"),
     [
-        (signal.SIGUSR1, "", ["requeue 12"]),
-        (signal.SIGTERM, "JobState=CANCELLED PreemptTime=None", ["show job 12"]),  # scancel
-        (signal.SIGTERM, "JobState=RUNNING PreemptTime=2026-11-23T04:12:58", ["show job 12", "requeue 12"]),
+        (signal.SIGUSR1, "", ["requeue 12"], ["--checkpoint.dirpath=far"]),
+        (signal.SIGTERM, "JobState=CANCELLED PreemptTime=None", ["show job 12"], []),  # scancel
+        (signal.SIGTERM, "JobState=RUNNING PreemptTime=2026-11-23T04:12:58", ["show job 12", "requeue 12"], []),
     ],
     ids=["time-limit", "cancelled", "pre-empted"],
 )
-def test_told_to_end_it_saves_after_the_step_and_goes_on_bit_for_bit(number, shown, expected, monkeypatch, scontrol):
+def test_told_to_end_it_saves_after_the_step_and_goes_on_bit_for_bit(
+    number, shown, expected, elsewhere, monkeypatch, scontrol
+):
     main([*WORDS, "--id=whole"])
+    checkpoints = Path("far") if elsewhere else FOLDER / "told" / "checkpoints"
     monkeypatch.setenv("SHOWN", shown)
     monkeypatch.setattr(Signal, "number", number)
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("SLURM_JOB_NAME", "bash")  # interactive to Lightning, which else wants SLURM's tasks
     with pytest.raises(SystemExit) as stop:
-        main([*WORDS, "--id=told", "--trainer.callbacks+=tests.run.test_survival.Signal"])
+        main([*WORDS, *elsewhere, "--id=told", "--trainer.callbacks+=tests.run.test_survival.Signal"])
     assert stop.value.code == 128 + number
-    saved = torch.load(FOLDER / "told" / "checkpoints" / "last.ckpt", weights_only=True)
+    saved = torch.load(checkpoints / "last.ckpt", weights_only=True)
     assert saved["global_step"] == 9, "the step in progress is finished; 6 are an epoch"
     assert scontrol.read_text().splitlines() == expected
-    main([*WORDS, "--id=told", "--ckpt_path=last"])
-    assert differences(weights("whole"), weights("told")) == []
+    main([*WORDS, *elsewhere, "--id=told", "--ckpt_path=last"])
+    ended = torch.load(checkpoints / "last.ckpt", weights_only=True)
+    assert differences(weights("whole"), ended["state_dict"]) == []
+    assert [path.name for path in Path().glob("**/config.yaml") if "told" in path.parts] == ["config.yaml"]
 
 
 def test_told_to_end_by_wandbs_agent_it_has_not_failed(monkeypatch):
@@ -194,7 +199,6 @@ def test_interrupted_again_and_again(more):
     assert differences(weights("whole"), weights("stopped")) == []
 
 
-@pytest.mark.filterwarnings("ignore:.*is not a checkpoint.*the one before it is taken")
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 def test_a_torn_last_checkpoint_is_passed_over(capsys, caplog):
@@ -203,7 +207,8 @@ def test_a_torn_last_checkpoint_is_passed_over(capsys, caplog):
     expected = weights("whole")
     last = folder / "last.ckpt"
     last.write_bytes(last.read_bytes()[:1000])
-    cli_again = main([*WORDS, "--id=whole", "--ckpt_path=last"])
+    with pytest.warns(UserWarning, match=f"'{last}' is not a checkpoint: .*; taking the one before it"):
+        cli_again = main([*WORDS, "--id=whole", "--ckpt_path=last"])
     (best,) = folder.glob("epoch=*.ckpt")
     assert f"--ckpt_path=last: {best}" in caplog.text
     assert cli_again.trainer.global_step == 12
@@ -212,7 +217,7 @@ def test_a_torn_last_checkpoint_is_passed_over(capsys, caplog):
 
 def test_the_first_start_with_last_begins(caplog):
     main([*WORDS, "--id=new", "--ckpt_path=last", "--trainer.max_epochs=1"])
-    assert "none in runs/cued_digits/new/checkpoints yet, the run starts" in caplog.text
+    assert "none in runs/cued_digits/new/checkpoints yet, starting the run" in caplog.text
 
 
 def test_a_full_disk_ends_the_run_with_one_line(monkeypatch, capsys):

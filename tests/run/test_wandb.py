@@ -6,12 +6,18 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import create_autospec
 
 import pytest
+import pytorch_lightning as pl
 import yaml
+from jsonargparse import Namespace
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger, WandbLogger
 
 from nonlocal_nets.run import wandb as run_wandb
-from nonlocal_nets.run.cli import main
+from nonlocal_nets.run.cli import NonLocalCLI, SaveConfig, main
 
 ROOT = Path(__file__).parents[2]
 CONFIG = str(ROOT / "configs" / "image" / "cued_digits.yaml")
@@ -29,7 +35,13 @@ def test_the_offline_run_holds_config_curves_and_summary(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name, value in {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false", "WANDB_SILENT": "true"}.items():
         monkeypatch.setenv(name, value)
-    small = ["--data.train_samples=12", "--data.batch_size=4", "--trainer.limit_val_batches=1", "--model.lr=0.002"]
+    small = [
+        "--data.train_samples=12",
+        "--data.batch_size=4",
+        "--trainer.limit_val_batches=1",
+        "--model.optimizer.lr=0.002",
+    ]
+    small += ["--model.optimizer.lr=0.002"]
     words = [*small, "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"]
     cli = main(["fit", "--config", CONFIG, *words, "--id=logged", "--trainer.logger=WandbLogger"])
     folder, metrics = cli.run_folder, cli.trainer.callback_metrics
@@ -134,3 +146,81 @@ def test_a_key_is_found_where_wandb_finds_it(no_key, monkeypatch):
     assert not run_wandb.has_key()
     monkeypatch.setenv("WANDB_API_KEY", "secret")
     assert run_wandb.has_key()
+
+
+def wandb_logger(**arguments):
+    """What a config says of one; these three are None or "." where the user leaves them open."""
+    given = {"project": None, "id": None, "save_dir": "."} | arguments
+    return Namespace(class_path="pytorch_lightning.loggers.WandbLogger", init_args=Namespace(**given))
+
+
+def placed(loggers, folder):
+    run_wandb.complete(SimpleNamespace(logger=loggers), "digits", "first", folder)
+
+
+def test_what_is_left_open_is_of_the_run_and_nothing_else(tmp_path, no_key, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "online")
+    folder = tmp_path / "run"
+    open_, given = wandb_logger(), wandb_logger(project="mine", id="same", save_dir="here")
+    csv = Namespace(class_path="pytorch_lightning.loggers.CSVLogger", init_args=Namespace(save_dir="."))
+    placed([csv, open_, given], folder)
+    assert vars(open_.init_args) == {"project": "digits", "id": "first", "save_dir": str(folder)}
+    assert vars(given.init_args) == {"project": "mine", "id": "same", "save_dir": "here"}
+    assert vars(csv.init_args) == {"save_dir": "."}
+    assert folder.is_dir(), "else wandb takes another"
+    alone = wandb_logger()
+    placed(alone, folder)
+    assert alone.init_args.id == "first"
+    assert os.environ["WANDB_MODE"] == "online", "the user's"
+
+
+def test_offline_only_where_there_is_no_key(tmp_path, no_key, monkeypatch):
+    placed(True, tmp_path)
+    assert "WANDB_MODE" not in os.environ, "no logger of wandb's"
+    placed(wandb_logger(), tmp_path)
+    assert os.environ["WANDB_MODE"] == "offline"
+    monkeypatch.delenv("WANDB_MODE")
+    monkeypatch.setenv("WANDB_API_KEY", "secret")
+    placed(wandb_logger(), tmp_path)
+    assert "WANDB_MODE" not in os.environ
+
+
+def test_the_key_of_another_host_is_none(no_key):
+    no_key.write_text("machine example.org login user password secret")
+    no_key.chmod(0o600)
+    assert not run_wandb.has_key()
+
+
+def test_the_command_line_hands_the_run_to_wandb(tmp_path, no_key, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pl.Trainer, "_fit_impl", lambda *_, **__: None)
+    finished = []
+    monkeypatch.setattr(run_wandb, "finish", finished.append)
+    cli = main(["fit", "--config", CONFIG, "--id=logged", "--trainer.logger=WandbLogger"])
+    logger = cli.trainer.loggers[-1]
+    assert (logger.version, logger.save_dir) == ("logged", str(cli.run_folder))
+    assert logger._wandb_init["project"] == "cued_digits"
+    assert finished == [cli.trainer]
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+def test_the_run_ends_with_each_command(monkeypatch, command):
+    ended = []
+    monkeypatch.setattr("wandb.finish", lambda: ended.append(command))
+    for loggers in ([CSVLogger(".")], [CSVLogger("."), create_autospec(WandbLogger, instance=True)]):
+        assert ended == []
+        getattr(NonLocalCLI, f"after_{command}")(SimpleNamespace(trainer=SimpleNamespace(loggers=loggers)))
+    assert ended == [command]
+
+
+def test_wandb_gets_the_config_that_is_saved(tmp_path):
+    logger, checkpoint = create_autospec(WandbLogger, instance=True), ModelCheckpoint(tmp_path / "checkpoints")
+    trainer = SimpleNamespace(
+        is_global_zero=True,
+        checkpoint_callback=checkpoint,
+        default_root_dir=str(tmp_path),
+        loggers=[CSVLogger(tmp_path), logger],
+    )
+    parser = SimpleNamespace(save=lambda config, path, **_: Path(path).write_text(yaml.safe_dump(config)))
+    SaveConfig(parser, {"project": "digits", "model": {"lr": 0.5}}).on_fit_start(trainer, None)
+    logger.log_hyperparams.assert_called_once_with({"project": "digits", "model": {"lr": 0.5}})

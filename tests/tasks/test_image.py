@@ -8,17 +8,19 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 import nonlocal_nets as nln
-from nonlocal_nets.tasks import ImageClassification
+from nonlocal_nets.tasks import Blocks, ImageClassification, Loss, Optimizer, Schedule
+
+SCALED = {"optimizer": Optimizer(lr=0.5, lr_base_size=2), "schedule": Schedule(warmup_steps=3)}
 
 
-def task(**words):
-    return ImageClassification(3, "local_convnet", (3, 16, 16), blocks="layer3", **words)
+def task(**options):
+    return ImageClassification(3, "local_convnet", (3, 16, 16), **{"blocks": Blocks(at="layer3")} | options)
 
 
-def trainer(folder, **words):
+def trainer(folder, **options):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    words |= quiet | {"log_every_n_steps": 1, "enable_checkpointing": False}
-    return pl.Trainer(accelerator="cpu", default_root_dir=folder, **words)
+    options |= quiet | {"log_every_n_steps": 1, "enable_checkpointing": False}
+    return pl.Trainer(accelerator="cpu", default_root_dir=folder, **options)
 
 
 def loader(samples=10, batch_size=4):
@@ -38,12 +40,12 @@ def test_test_figures_are_those_of_the_whole_set_with_an_uneven_last_batch(tmp_p
 
 
 def test_the_rate_in_force_and_the_global_batch_are_logged(tmp_path, caplog):
-    model = task(lr=0.5, lr_batch=2, warmup_steps=3)
+    model = task(**SCALED)
     few = trainer(tmp_path, max_steps=1, accumulate_grad_batches=2)
     few.fit(model, loader(12), loader())
     logged = few.logged_metrics
     assert {name: float(logged[f"train/{name}"]) for name in ("lr", "global_batch")} == {"lr": 0.5, "global_batch": 8}
-    assert "8 samples a step; the highest learning rate is 2" in caplog.text
+    assert "8 samples in a step; the highest learning rate is 2" in caplog.text
 
 
 def of_a_batch_sampler(samples=10, batch_size=4):
@@ -58,7 +60,7 @@ def of_a_dataset_of_batches(samples=10, batch_size=4):
 
 def test_a_batch_sampler_says_the_global_batch(tmp_path):
     few = trainer(tmp_path, max_steps=1)
-    few.fit(task(lr=0.5, lr_batch=2, warmup_steps=3), of_a_batch_sampler(), loader())
+    few.fit(task(**SCALED), of_a_batch_sampler(), loader())
     assert few.logged_metrics["train/global_batch"] == 4
     assert few.optimizers[0].param_groups[0]["initial_lr"] == 1
 
@@ -68,13 +70,19 @@ def test_a_dataset_may_make_the_batches_where_the_rate_does_not_depend_on_their_
     few.fit(task(), of_a_dataset_of_batches(), of_a_dataset_of_batches())
     assert few.global_step == 1
     assert "train/global_batch" not in few.logged_metrics
-    with pytest.raises(ValueError, match="lr_batch=2 needs the size of a batch, which the training data do not say"):
-        trainer(tmp_path, max_steps=1).fit(task(lr_batch=2), of_a_dataset_of_batches(), loader())
+    with pytest.raises(
+        ValueError, match="lr_base_size=2 needs the size of a batch, which the training data do not tell"
+    ):
+        trainer(tmp_path, max_steps=1).fit(
+            task(optimizer=Optimizer(lr_base_size=2)), of_a_dataset_of_batches(), loader()
+        )
 
 
 def test_a_higher_rate_without_warm_up_is_warned_of(tmp_path):
-    model = task(lr=0.5, lr_batch=2, warmup_steps=0)
-    with pytest.warns(UserWarning, match="lr is 2 times as high for 4 samples; set warmup_steps"):
+    model = task(**SCALED | {"schedule": Schedule()})
+    with pytest.warns(
+        UserWarning, match="the learning rate is 2 times as high for 4 samples in a step; set schedule.warmup_steps"
+    ):
         trainer(tmp_path, max_steps=1).fit(model, loader(), loader())
 
 
@@ -85,34 +93,93 @@ def test_learning_rate_rises_then_falls_by_a_cosine(tmp_path):
         def on_train_batch_start(self, trainer, *_):
             rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
-    model = task(lr=0.5, warmup_steps=3)
+    model = task(optimizer=Optimizer(lr=0.5), schedule=Schedule(warmup_steps=3))
     trainer(tmp_path, max_epochs=4, callbacks=[Record()]).fit(model, loader(), loader())
     expected = [0.125, 0.25, 0.375] + [0.25 * (1 + math.cos(math.pi * k / 9)) for k in range(9)]
     assert rates == pytest.approx(expected)
 
 
 def test_every_parameter_learns(tmp_path):
-    model = task(norm="layer", lr=0.01, warmup_steps=0)
+    blocks = Blocks(at="layer3", norm="layer")
+    model = task(blocks=blocks, optimizer=Optimizer(lr=0.01), schedule=Schedule())
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     trainer(tmp_path, max_epochs=2).fit(model, loader(), loader())
     still = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}
     assert not still
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("lr", -1.0), ("weight_decay", -0.1), ("warmup_steps", -1), ("lr", math.nan)]
-)
-def test_values_out_of_range(name, value):
-    with pytest.raises(ValueError, match=f"{name} must not be negative, got {value}"):
-        task(**{name: value})
+def test_mixup_blends_images_and_labels_in_training_only():
+    model = task(mixup=0.5)
+    images, labels = torch.arange(4.0)[:, None, None, None].expand(-1, 3, 16, 16), torch.tensor([0, 1, 2, 0])
+    mixed, soft = model.augment(images, labels)
+    share = float(soft[0, 0])  # of the first image; it is mixed with the last, of the same label, and 1 with 2
+    assert soft.shape == (4, 3)
+    torch.testing.assert_close(soft.sum(1), torch.ones(4))
+    kept = float((mixed[1] - 2).mean() / (1 - 2))
+    torch.testing.assert_close(soft[1], torch.tensor([0.0, kept, 1 - kept]))
+    assert share == 1
+    assert torch.equal(images, torch.arange(4.0)[:, None, None, None].expand(-1, 3, 16, 16)), "the batch is left alone"
+    metrics = model.val_metrics
+    outputs = model.eval().evaluate((images, labels), metrics)
+    torch.testing.assert_close(outputs["logits"], model(images))
+    assert torch.equal(outputs["target"], labels)
+    assert model.augment(images[:3], labels[:3])[1].ndim == 1, "timm mixes pairs"
+
+
+def test_metrics_of_training_start_anew_each_epoch(tmp_path):
+    """Loss and accuracy of an epoch are those of its own samples, seen by a network that does not learn."""
+    torch.manual_seed(0)
+    model, data = task(optimizer=Optimizer(lr=0.0), schedule=Schedule()), loader(8)
+    seen = []
+
+    class Record(pl.Callback):
+        def on_train_epoch_end(self, trainer, module):
+            seen.append({name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("train/")})
+
+    class Changing(DataLoader):  # other labels in the second epoch
+        epoch = 0
+
+        def __iter__(self):
+            images, labels = data.dataset.tensors
+            shifted = (labels + self.epoch) % 3
+            self.epoch += 1
+            return iter([(images[:4], shifted[:4]), (images[4:], shifted[4:])])
+
+    changing = Changing(data.dataset, 4)
+    trainer(tmp_path, max_epochs=2, callbacks=[Record()]).fit(model, changing, loader())
+    images, labels = data.dataset.tensors
+    model.train()
+    with torch.no_grad():
+        logits = torch.cat([model(images[:4]), model(images[4:])])
+    for epoch, figures in enumerate(seen):
+        expected = (labels + epoch) % 3
+        assert figures["train/accuracy"] == pytest.approx((logits.argmax(1) == expected).double().mean().item())
+        loss = torch.nn.functional.cross_entropy(logits, expected).item()
+        assert figures["train/loss_epoch"] == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_checkpoint_loads_by_itself_with_its_options(tmp_path):
+    model = task(blocks=Blocks(at="layer3", pairwise="dot_product"), loss=Loss(label_smoothing=0.1))
+    few = trainer(tmp_path, max_steps=1)
+    few.fit(model, loader(), loader())
+    few.save_checkpoint(tmp_path / "x.ckpt")
+    kept = torch.load(tmp_path / "x.ckpt", weights_only=True)["hyper_parameters"]
+    assert (kept["blocks"]["at"], kept["blocks"]["pairwise"], kept["loss"]["label_smoothing"]) == (
+        "layer3",
+        "dot_product",
+        0.1,
+    )
+    again = ImageClassification.load_from_checkpoint(tmp_path / "x.ckpt")
+    assert again.loss.label_smoothing == 0.1
+    assert torch.equal(again.eval()(torch.ones(1, 3, 16, 16)), model.eval()(torch.ones(1, 3, 16, 16)))
 
 
 @pytest.mark.parametrize(
     ("blocks", "count"), [("none", 0), ("paper-5", 4), (["layer1"], 1), ({"layer1": 2, "layer2": 1}, 3)]
 )
 def test_blocks_by_name_with_their_arguments(blocks, count):
-    words = {"pairwise": "dot_product", "pool": 2, "norm": "layer", "inner_channels": 6, "pool_position": "embedding"}
-    model = ImageClassification(3, "resnet18", (3, 64, 64), blocks, **words)
+    options = {"pairwise": "dot_product", "pool": 2, "norm": "layer", "inner_channels": 6, "pool_position": "embedding"}
+    model = ImageClassification(3, "resnet18", (3, 64, 64), Blocks(at=blocks, **options))
     found = list(nln.blocks(model).values())
     assert len(found) == count
     for block in found:
@@ -125,9 +192,9 @@ def test_blocks_by_name_with_their_arguments(blocks, count):
 
 def test_unknown_place_lists_the_places():
     with pytest.raises(ValueError, match=r"no module 'layer9' in LocalConvNet; places: layer1, .*layer4"):
-        ImageClassification(2, "local_convnet", (3, 48, 48), "layer9")
+        ImageClassification(2, "local_convnet", (3, 48, 48), Blocks(at="layer9"))
 
 
 def test_unknown_pairwise_function_lists_the_four():
     with pytest.raises(ValueError, match=r"pairwise must be one of gaussian, embedded_gaussian, .*, got 'cosine'"):
-        task(pairwise="cosine")
+        task(blocks=Blocks(at="layer3", pairwise="cosine"))

@@ -9,10 +9,11 @@ from torch.nn.functional import cross_entropy
 
 import nonlocal_nets as nln
 from nonlocal_nets.data.sequences import SequenceDataModule, Sequences
-from nonlocal_nets.tasks import SequenceClassification
+from nonlocal_nets.tasks import Blocks, Loss, Optimizer, SequenceClassification
 
 LENGTHS = [9, 21, 14, 30, 9, 17, 25, 12, 16, 28]
-WORDS = {"widths": (4, 6, 5), "blocks": {"layer2": 1, "layer3": 1}}
+AT = {"layer2": 1, "layer3": 1}
+SMALL = {"widths": (4, 6, 5), "blocks": Blocks(at=AT)}
 
 
 class Series(SequenceDataModule):
@@ -35,19 +36,19 @@ class Series(SequenceDataModule):
         return Sequences(self.values, [f"{k}" for k in range(len(self.values))])
 
 
-def task(tokens=False, **words):
+def task(tokens=False, **options):
     torch.manual_seed(0)
     backbone, channels = ("token_resnet", 7) if tokens else ("signal_resnet", 2)
-    model = SequenceClassification(3, backbone, (channels, 30), **WORDS | words)
+    model = SequenceClassification(3, backbone, (channels, 30), **SMALL | options)
     for block in nln.blocks(model).values():
         torch.nn.init.ones_(block.norm.weight)
     return model
 
 
-def trainer(folder, **words):
+def trainer(folder, **options):
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    words = quiet | {"log_every_n_steps": 1, "enable_checkpointing": False} | words
-    return pl.Trainer(accelerator="cpu", default_root_dir=folder, **words)
+    options = quiet | {"log_every_n_steps": 1, "enable_checkpointing": False} | options
+    return pl.Trainer(accelerator="cpu", default_root_dir=folder, **options)
 
 
 def alone(model, data):
@@ -69,7 +70,7 @@ def test_figures_and_predictions_are_those_of_each_sample_alone(tokens, tmp_path
 
 @pytest.mark.parametrize("tokens", [False, True])
 def test_it_learns(tokens, tmp_path):
-    model, data = task(tokens, lr=0.03), Series(tokens)
+    model, data = task(tokens, optimizer=Optimizer(lr=0.03)), Series(tokens)
     before = {name: parameter.clone() for name, parameter in model.named_parameters()}
     trainer(tmp_path, max_epochs=15, limit_val_batches=0).fit(model, data)
     constant = {name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])}
@@ -88,18 +89,20 @@ def test_tokens_and_signals_are_told_apart_before_any_work(tmp_path):
 
 
 def test_arguments_reach_the_network():
-    model = task(units=2, stem_stride=2, stage_stride=3, dropout=0.25, pairwise="dot_product", pool=2, norm="layer")
+    blocks = Blocks(at=AT, pairwise="dot_product", pool=2, norm="layer")
+    model = task(units=2, stem_stride=2, stage_stride=3, dropout=0.25, blocks=blocks)
     assert (model.network.stem_stride, model.network.stage_stride, model.network.dropout.p) == (2, 3, 0.25)
     assert len(model.network.layer3) == 2
     for block in nln.blocks(model).values():
         assert (type(block.pairwise).__name__, block.pool) == ("DotProduct", 2)
         assert isinstance(block.norm, torch.nn.LayerNorm)
     assert model.report.startswith("2 non-local blocks")
-    assert not nln.blocks(task(blocks="none"))
+    assert not nln.blocks(task(blocks=Blocks(at="none")))
+    assert [b.window for b in nln.blocks(task(blocks=Blocks(at={"layer1": 1}, window=6))).values()] == [6]
 
 
 def test_label_smoothing_is_in_the_loss():
-    model, data = task(label_smoothing=0.2), Series()
+    model, data = task(loss=Loss(label_smoothing=0.2)), Series()
     logits, labels = alone(model, data), torch.tensor(data.labels)
     log = logits.log_softmax(1)
     expected = -(0.8 * log[torch.arange(len(labels)), labels] + 0.2 * log.mean(1)).mean()
@@ -107,7 +110,7 @@ def test_label_smoothing_is_in_the_loss():
 
 
 def test_starts_from_weights_without_blocks(tmp_path):
-    source = task(blocks="none")
+    source = task(blocks=Blocks(at="none"))
     torch.save(source.network.state_dict(), tmp_path / "weights.pt")
     model = task(weights=str(tmp_path / "weights.pt"))
     ours = model.network.state_dict()
@@ -115,16 +118,17 @@ def test_starts_from_weights_without_blocks(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("options", "message"),
     [
-        ({"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), got 1.0"),
         ({"backbone": "resnet"}, "backbone must be one of signal_resnet, token_resnet, got 'resnet'"),
-        ({"pairwise": "cosine"}, "pairwise must be one of .*, got 'cosine'"),
-        ({"blocks": {"layer4": 1}}, "no stage 'layer4' in SequenceResNet; places: .*layer1.0, layer2.0, layer3.0"),
-        ({"optimizer": "adam"}, "optimizer must be one of adamw, sgd, got 'adam'"),
+        ({"blocks": Blocks(at=AT, pairwise="cosine")}, "pairwise must be one of .*, got 'cosine'"),
+        (
+            {"blocks": Blocks(at={"layer4": 1})},
+            "no stage 'layer4' in SequenceResNet",
+        ),
         ({"widths": (0,)}, r"widths must be at least 1, got \[0\]"),
     ],
 )
-def test_refusals(words, message):
+def test_refusals(options, message):
     with pytest.raises(ValueError, match=message):
-        SequenceClassification(**{"num_classes": 3, "input_size": (2, 30)} | WORDS | words)
+        SequenceClassification(**{"num_classes": 3, "input_size": (2, 30)} | SMALL | options)

@@ -11,14 +11,14 @@ from sklearn.metrics import average_precision_score
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from nonlocal_nets.nn import blocks
-from nonlocal_nets.tasks import VideoClassification
+from nonlocal_nets.tasks import Blocks, Loss, VideoClassification
 
-SMALL = {"backbone": "local_video_net", "input_size": (3, 4, 8, 8), "blocks": "paper-5"}
+SMALL = {"backbone": "local_video_net", "input_size": (3, 4, 8, 8), "blocks": Blocks(at="paper-5")}
 
 
-def make(**words):
+def make(**options):
     torch.manual_seed(0)
-    return VideoClassification(3, **SMALL | words)
+    return VideoClassification(3, **SMALL | options)
 
 
 def wake(task):
@@ -34,23 +34,31 @@ def wake(task):
 def test_probabilities_of_views_are_averaged():
     task, views = wake(make()).eval(), torch.randn(2, 5, 3, 4, 8, 8)
     each = torch.stack([task(views[:, v]).softmax(1) for v in range(5)])
-    torch.testing.assert_close(task(views).softmax(1), each.mean(0))
     torch.testing.assert_close(task.predict_step((views, ["a", "b"]), 0), each.mean(0))
     target = torch.tensor([0, 2])
-    expected = -each.mean(0)[[0, 1], target].log().mean()
-    torch.testing.assert_close(task.loss(task(views), target), expected)
+    outputs = task.evaluate((views, target), task.val_metrics)
+    torch.testing.assert_close(outputs["logits"].softmax(1), each.mean(0))
+    torch.testing.assert_close(outputs["loss"], -each.mean(0)[[0, 1], target].log().mean())
+    assert float(task.val_metrics.compute()["val/accuracy"]) == (each.mean(0).argmax(1) == target).float().mean()
+
+
+@torch.no_grad()
+def test_a_single_view_keeps_its_axis():
+    task, clips = wake(make()).eval(), torch.randn(2, 3, 4, 8, 8)
+    predicted = task.predict_step((clips[:, None], ["a", "b"]), 0)
+    torch.testing.assert_close(predicted, task(clips).softmax(1))
 
 
 @torch.no_grad()
 def test_with_several_labels_sigmoids_are_averaged():
     task, views = wake(make(multi_label=True)).eval(), torch.randn(2, 5, 3, 4, 8, 8)
     each = torch.stack([task(views[:, v]).sigmoid() for v in range(5)])
-    torch.testing.assert_close(task(views).sigmoid(), each.mean(0))
+    assert (task.monitor, task.mode) == ("val/mAP", "max")
     torch.testing.assert_close(task.predict_step((views, ["a", "b"]), 0), each.mean(0))
 
 
 def precision_of_parts(logits, labels, *sizes):
-    metric = make(multi_label=True).metrics[1]
+    metric = make(multi_label=True).val_metrics
     for part, target in zip(torch.tensor(logits).split(sizes), torch.tensor(labels).split(sizes), strict=True):
         metric.update(part, target)
     return float(metric.compute()["val/mAP"])
@@ -77,7 +85,7 @@ def test_mean_average_precision_is_that_of_the_classes_that_occur():
 
 
 def test_frozen_norms_do_not_move():
-    task = make(freeze_norm=True, norm="none").train()
+    task = make(freeze_norm=True, blocks=Blocks(at="paper-5", norm="none")).train()
     norms = task.norms()
     assert len(norms) == 7
     before = copy.deepcopy(norms)
@@ -99,7 +107,7 @@ def test_frozen_new_blocks_are_refused():
 
 
 def test_a_non_local_net_starts_from_its_baseline_and_longer_clips_from_shorter_ones(tmp_path):
-    baseline, clip = wake(make(blocks="none")).eval(), torch.randn(1, 3, 4, 8, 8)
+    baseline, clip = wake(make(blocks=Blocks(at="none"))).eval(), torch.randn(1, 3, 4, 8, 8)
     torch.save({"state_dict": baseline.state_dict()}, tmp_path / "baseline.ckpt")
     task = make(weights=str(tmp_path / "baseline.ckpt")).eval()
     assert len(blocks(task)) == 5
@@ -113,8 +121,8 @@ def test_weights_of_a_2d_network_are_inflated(tmp_path):
     torch.manual_seed(0)
     flat = timm.create_model("resnet50", num_classes=10)
     torch.save(flat.state_dict(), tmp_path / "resnet50.pth")
-    words = {"backbone": "i3d_resnet50", "input_size": (3, 8, 32, 32), "weights": str(tmp_path / "resnet50.pth")}
-    task = VideoClassification(3, blocks="paper-1", stem="8x8", **words)
+    options = {"backbone": "i3d_resnet50", "input_size": (3, 8, 32, 32), "weights": str(tmp_path / "resnet50.pth")}
+    task = VideoClassification(3, blocks=Blocks(at="paper-1"), stem="8x8", **options)
     ours, theirs = task.network.state_dict(), flat.state_dict()
     torch.testing.assert_close(ours["conv1.weight"].sum(2), theirs["conv1.weight"])
     torch.testing.assert_close(
@@ -125,31 +133,37 @@ def test_weights_of_a_2d_network_are_inflated(tmp_path):
 
 
 def test_a_timm_network_is_inflated():
-    task = make(backbone="resnet18", blocks={"layer3": 1}, input_size=(3, 2, 32, 32), pool=None)
+    task = make(backbone="resnet18", blocks=Blocks(at={"layer3": 1}), input_size=(3, 2, 32, 32))
     assert task(torch.randn(2, 3, 2, 32, 32)).shape == (2, 3)
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("options", "message"),
     [
         ({"backbone": "c2d_resnet34"}, "depth must be one of 50, 101, got 34"),
         ({"backbone": "c3d"}, r"unknown backbone 'c3d'.*for videos also local_video_net, c2d_resnet50"),
         ({"backbone": "vit_tiny_patch16_224"}, "has no 3-D form"),
-        ({"checkpointing": True}, "checkpointing is there for C2D and I3D, not for 'local_video_net'"),
-        ({"label_smoothing": 0.1, "multi_label": True}, "0 with multi_label, got 0.1"),
         (
-            {"window": {"layer4": [4, None, None]}},
-            r"windows by stage.*need blocks by stage that have these, got 'paper-5'",
+            {"checkpointing": True},
+            "checkpointing: only C2D and I3D have this option, not the backbone 'local",
+        ),
+        ({"stem": "8x8"}, "stem: only C2D and I3D have this option, not the backbone 'local_video_net'"),
+        ({"pool_padding": False, "backbone": "resnet18"}, "pool_padding: only C2D and I3D .* 'resnet18'"),
+        ({"dropout": 0.0}, "dropout: only C2D and I3D have this option, not the backbone 'local_video_net'"),
+        ({"loss": Loss(label_smoothing=0.1), "multi_label": True}, "multi_label takes neither label_smoothing"),
+        (
+            {"blocks": Blocks(at="paper-5", window={"layer4": [4, None, None]})},
+            r"windows by stage.*need blocks by stage that have these, got at='paper-5'",
         ),
         (
-            {"window": {"layer2": [4, None, None]}, "blocks": "layer3"},
-            "need blocks by stage that have these, got 'layer3'",
+            {"blocks": Blocks(at="layer3", window={"layer2": [4, None, None]})},
+            "need blocks by stage that have these, got at='layer3'",
         ),
     ],
 )
-def test_refused(words, message):
+def test_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        make(**words)
+        make(**options)
 
 
 def test_data_with_other_labels_are_refused():
@@ -170,5 +184,6 @@ def test_samples_that_are_repeated_for_equal_shares_are_left_out(samples, batch_
         loader = DataLoader(data, batch_size=batch_size, sampler=sampler)
         task.trainer = SimpleNamespace(testing=True, test_dataloaders=loader)
         for index, batch in enumerate(loader):
-            counted += task.own(batch, index)[1].tolist()
+            own = task._own_samples(batch, index)
+            counted += [] if own is None else own[1].tolist()
     assert sorted(counted) == list(range(samples))

@@ -5,7 +5,7 @@ import torch
 
 import nonlocal_nets as nln
 from nonlocal_nets.nn.backbones.image import LocalConvNet
-from nonlocal_nets.tasks import ImageClassification
+from nonlocal_nets.tasks import Blocks, ImageClassification
 from nonlocal_nets.weights import load_weights
 
 
@@ -50,10 +50,12 @@ def test_a_nonlocal_net_starts_from_its_baseline(saved):
 
 
 def test_a_checkpoint_of_a_task(tmp_path):
-    task = ImageClassification(2, "local_convnet", (3, 16, 16), blocks="layer3")
+    task = ImageClassification(2, "local_convnet", (3, 16, 16), blocks=Blocks(at="layer3"))
     torch.save({"state_dict": task.state_dict(), "epoch": 3}, tmp_path / "last.ckpt")
     torch.manual_seed(5)
-    again = ImageClassification(2, "local_convnet", (3, 16, 16), blocks="layer3", weights=str(tmp_path / "last.ckpt"))
+    again = ImageClassification(
+        2, "local_convnet", (3, 16, 16), blocks=Blocks(at="layer3"), weights=str(tmp_path / "last.ckpt")
+    )
     assert all(torch.equal(a, b) for a, b in zip(task.network.parameters(), again.network.parameters(), strict=True))
     assert again.report.endswith(f"weights of {tmp_path / 'last.ckpt'}")
 
@@ -61,8 +63,39 @@ def test_a_checkpoint_of_a_task(tmp_path):
 def test_safetensors(tmp_path):
     from safetensors.torch import save_file
 
-    save_file(network().state_dict(), tmp_path / "weights.safetensors")
-    assert load_weights(network(), tmp_path / "weights.safetensors", "fc").startswith("weights of")
+    given = {name: torch.full_like(value, 7) for name, value in network().state_dict().items()}
+    save_file(given, tmp_path / "weights.safetensors")
+    model = network()
+    assert load_weights(model, tmp_path / "weights.safetensors", "fc") == f"weights of {tmp_path}/weights.safetensors"
+    assert sevens(model) == set(given)
+
+
+def test_a_classifier_of_more_layers_is_left(tmp_path):
+    state = network().state_dict() | {"fc.1.weight": torch.ones(2, 2)}
+    del state["fc.weight"], state["fc.bias"]
+    torch.save(state, tmp_path / "mlp.pt")
+    model = network()
+    assert load_weights(model, tmp_path / "mlp.pt", "fc") == f"weights of {tmp_path / 'mlp.pt'}, but for fc"
+    assert not model.fc.weight.any()
+
+
+def test_weights_of_a_2d_network_are_inflated(tmp_path):
+    """Each of the 2 frames of a kernel is half of the 2-D one, the rest stays."""
+    flat = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    deep = torch.nn.Sequential(torch.nn.Conv3d(3, 4, (2, 1, 1)), torch.nn.BatchNorm3d(4))
+    flat.append(torch.nn.Linear(4, 2))
+    deep.append(torch.nn.Linear(4, 2))
+    torch.save(flat.state_dict(), tmp_path / "flat.pt")
+    load_weights(deep, tmp_path / "flat.pt", "2")
+    assert torch.equal(deep[0].weight, flat[0].weight[:, :, None].expand(-1, -1, 2, -1, -1) / 2)
+    assert torch.equal(deep[0].bias, flat[0].bias)
+    assert torch.equal(deep[2].weight, flat[2].weight)
+
+
+def test_a_long_list_is_cut_and_says_by_how_much(tmp_path):
+    torch.save({f"a{k}": torch.zeros(1) for k in range(9)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"9 unexpected in it: a0, a1, a2, a3, a4, a5 and 3 more$"):
+        load_weights(torch.nn.Sequential(), tmp_path / "other.pt", "")
 
 
 def test_one_message_lists_both_sides(tmp_path):
@@ -77,6 +110,13 @@ def test_one_message_lists_both_sides(tmp_path):
     for part in ("1 missing in it: layer1.0.weight", "1 unexpected in it: layer9.weight", "layer2.0.weight (1,), here"):
         assert part in str(error.value)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("content", [{"epoch": 3}, {"state_dict": {"w": torch.ones(1), "step": 3}}, [torch.ones(1)]])
+def test_a_file_of_something_else(tmp_path, content):
+    torch.save(content, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match=r"other\.pt' holds no state dict"):
+        load_weights(network(), tmp_path / "other.pt", "fc")
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint at all", b"\x80\x02N."])

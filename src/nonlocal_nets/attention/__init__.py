@@ -1,1 +1,1 @@
-"""What blocks attend to."""
+"""What blocks attend to: captured in a forward pass, asked at points, and drawn."""

@@ -9,6 +9,8 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from nonlocal_nets.callbacks.task import require
+
 
 class PreciseBN(pl.Callback):
     """Precise BN, as in the released code: before each validation of a fit, statistics of the network as it then is.
@@ -18,6 +20,9 @@ class PreciseBN(pl.Callback):
 
     Args:
         batches: of each process; fewer where the training data have fewer. The released code has 200.
+
+    Raises:
+        ValueError: a number below 1, or a LightningModule without `network` and `inputs(batch, stage)`.
     """
 
     def __init__(self, batches: int = 200) -> None:
@@ -25,13 +30,16 @@ class PreciseBN(pl.Callback):
             raise ValueError(f"batches must be at least 1, got {batches}")
         self.batches = batches
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        require(self, pl_module, "network", "inputs")
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if trainer.sanity_checking or trainer.state.fn != TrainerFn.FITTING:
             return
-        network: nn.Module = pl_module.network  # type: ignore[assignment]
         loader: Any = trainer.train_dataloader
-        clips = (pl_module.transfer_batch_to_device(batch, pl_module.device, 0)[0] for batch in loader)
-        update(network, itertools.islice(clips, self.batches), trainer.strategy.reduce)
+        batches = (pl_module.transfer_batch_to_device(batch, pl_module.device, 0) for batch in loader)
+        inputs = (pl_module.inputs(batch, "train") for batch in batches)
+        update(pl_module.network, itertools.islice(inputs, self.batches), trainer.strategy.reduce)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""One LightningDataModule a data set. Each has `num_classes`, `class_names` and `input_size` from the start."""
+"""One LightningDataModule per data set. Each knows `num_classes`, `class_names` and `input_size` once constructed."""
 
 from nonlocal_nets.data.base import CorruptFileError
 from nonlocal_nets.data.charades import Charades

@@ -1,8 +1,9 @@
-"""What the data modules share: loaders, a stratified split, files that may be corrupt, files by their endings."""
+"""What the data modules share: data loaders, a stratified split, corrupt files, and messages."""
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
@@ -19,22 +20,22 @@ log = logging.getLogger(__name__)
 
 
 class CorruptFileError(ValueError):
-    """A file that cannot be read, or too many of them. The message names the file, in one line."""
+    """An unreadable file, or too many of them. The message is one line and names the file."""
 
 
 class Files(Dataset[tuple[Tensor, Any]], ABC, Generic[Target]):
-    """Sample k is made of file k at each access.
+    """Sample k is read from file k at each access.
 
     Args:
         samples: paths and targets.
-        corrupt: "stop" at a corrupt file, or "replace" it by the next file that is not.
+        corrupt: "stop" at a corrupt file, or "replace" it by the next good one.
         max_corrupt: the share of the files that may be replaced.
 
     Raises:
-        CorruptFileError: at access; a corrupt file, or one more than `max_corrupt` lets pass.
+        CorruptFileError: on access to a corrupt file if `corrupt` is "stop", or if too many are corrupt.
     """
 
-    what = "files"  # in messages
+    noun = "files"  # in messages
 
     def __init__(
         self,
@@ -44,85 +45,104 @@ class Files(Dataset[tuple[Tensor, Any]], ABC, Generic[Target]):
     ) -> None:
         self.samples: Sequence[tuple[str, Target]] = samples
         self.corrupt, self.max_corrupt = corrupt, max_corrupt
-        # One flag a file, not a counter: all workers of a loader see it, in all epochs, and no file counts twice.
+        # One flag per file in shared memory, not a counter: workers and epochs share them, and no file counts twice.
         self.known_corrupt = torch.zeros(len(samples), dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
 
     @abstractmethod
     def read(self, path: str, target: Target) -> tuple[Tensor, Any]:
-        """The sample of a file and what it is to be taken for; CorruptFileError where it cannot be read."""
+        """The input made from a file, and its target; CorruptFileError if the file cannot be read."""
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
-        while True:  # ends: max_corrupt < 1, so that some file is good or too many are bad
+        while True:  # ends: since max_corrupt < 1, either a file is good or too many are corrupt
             path, target = self.samples[index]
             if not self.known_corrupt[index]:
                 try:
                     return self.read(path, target)
                 except CorruptFileError as error:
-                    self._count(index, error)
-            index = (index + 1) % len(self)  # in a list sorted by class mostly one of the same class
+                    self._record(index, error)
+            index = (index + 1) % len(self)  # in a list sorted by class, usually another of the same class
 
-    def _count(self, index: int, error: CorruptFileError) -> None:
+    def _record(self, index: int, error: CorruptFileError) -> None:
+        """Mark a file as corrupt; raise unless it may be replaced."""
         if self.corrupt == "stop":
             raise error
         self.known_corrupt[index] = True
         count = int(self.known_corrupt.sum())
-        so_far = f"{count} of {len(self)} {self.what} so far"
+        so_far = f"{count} of {len(self)} {self.noun} so far"
         if count / len(self) > self.max_corrupt:
             known = [path for (path, _), bad in zip(self.samples, self.known_corrupt.tolist(), strict=True) if bad]
-            listed = ", ".join(known[:20]) + (f" and {count - 20} more" if count > 20 else "")
-            more = f"{error}; {so_far}, more than max_corrupt={self.max_corrupt}: {listed}"
-            raise type(error)(more) from error
-        # by logging: warnings.warn would show a text once a process only, and every rank meets files of its own
+            message = f"{error}; {so_far}, more than max_corrupt={self.max_corrupt}: {listed(known, 60)}"
+            raise type(error)(message) from error
+        # logging, because warnings.warn shows a text only once per process, and each rank finds its own corrupt files
         log.warning("%s; replaced by another (%s)", error, so_far)
 
 
 def check_corrupt(corrupt: str, max_corrupt: float) -> None:
-    """Raise a ValueError for what `Files` does not take."""
+    """Raise a ValueError for values that `Files` does not accept."""
     if corrupt not in ("stop", "replace"):
         raise ValueError(f"corrupt must be 'stop' or 'replace', got {corrupt!r}")
     if not 0 <= max_corrupt < 1:
         raise ValueError(f"max_corrupt must be a share in [0, 1), got {max_corrupt}")
 
 
-def find_files(path: str | Path, endings: Sequence[str], what: str) -> list[str]:
-    """The files of a path: itself, or all in the folder with these endings, sorted; ValueError where none is.
+def listed(names: Iterable[str], width: int = 100) -> str:
+    """Names for a message: as many as fit in `width` characters (at least one), then how many more: a, b (+3 more)."""
+    names = list(names)
+    count = max(1, sum(length <= width + 2 for length in accumulate(len(name) + 2 for name in names)))
+    rest = len(names) - count
+    return ", ".join(names[:count]) + (f" (+{rest} more)" if rest > 0 else "")
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error in one line, at most 150 characters long."""
+    return " ".join(str(error).split())[:150]
+
+
+def find_files(path: str | Path, extensions: Sequence[str], noun: str) -> list[str]:
+    """The path itself if it is a file, else all files with one of the extensions in the folder and its subfolders.
 
     Args:
-        path: a file, or a folder that is searched through all its folders.
-        endings: such as ".png", in lower case.
-        what: one of them, in messages: "image".
+        path: a file or a folder.
+        extensions: such as ".png", in lower case.
+        noun: what such a file is called in messages, such as "image".
+
+    Returns:
+        The paths, sorted.
+
+    Raises:
+        ValueError: no such file or folder, or no such file in the folder.
     """
     path = Path(path)
-    a_what = f"a{'n' * (what[0] in 'aeiou')} {what}"
+    article = f"a{'n' * (noun[0] in 'aeiou')}"
     if path.is_file():
         return [str(path)]
     if not path.is_dir():
-        raise ValueError(f"no file or folder {path}: expected {a_what}, or a folder with {what}s")
-    found = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in endings and file.is_file())
+        raise ValueError(f"no file or folder {path}: expected {article} {noun}, or a folder with {noun}s")
+    found = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in extensions and file.is_file())
     if not found:
-        raise ValueError(f"no {what} in {path}: expected files that end in {', '.join(endings)}")
+        raise ValueError(f"no {noun} in {path}: expected files that end in {', '.join(extensions)}")
     return found
 
 
 def split(groups: Sequence[Any], fractions: Mapping[str, float], seed: int) -> dict[str, list[int]]:
-    """A random split, stratified: each part has its share of each group of samples, give or take one or two.
+    """A random stratified split: each part gets its fraction of each group, to within one or two samples.
 
-    Unlike scikit-learn's it holds for groups of any size, also of one sample: the samples lie in a row, group by group,
-    shuffled within each, and a part takes every (1 / fraction)-th of those that the parts before it have left.
+    Unlike scikit-learn's, it accepts groups of any size, even of one sample: the samples are sorted by group and
+    shuffled within each group, and each part takes every (1 / fraction)-th of those that the parts before it have left.
 
     Args:
-        groups: of each sample, what is to be spread evenly, such as its label.
-        fractions: of each part but "train", which gets the rest.
-        seed: of the split, which is a function of it, the groups and the fractions.
+        groups: the group of each sample, such as its label.
+        fractions: the fraction of each part except "train", which gets the rest.
+        seed: seed of the split, which depends on nothing but the three arguments.
 
     Returns:
-        Of each part the indices, sorted; together they are 0 .. len(groups) - 1.
+        The sorted indices of each part; together they are 0 .. len(groups) - 1.
 
     Raises:
-        ValueError: fractions that are not above 0 and together below 1, or that leave a part empty.
+        ValueError: a fraction that is not above 0, fractions whose sum is not below 1, or a part without samples.
     """
     if min(fractions.values()) <= 0 or sum(fractions.values()) >= 1:
         given = ", ".join(f"{part}_fraction={fraction}" for part, fraction in fractions.items())
@@ -141,23 +161,23 @@ def split(groups: Sequence[Any], fractions: Mapping[str, float], seed: int) -> d
 
 
 class DataModule(pl.LightningDataModule, ABC):
-    """Batches (inputs (B, *input_size), targets); for `predict`, inputs and paths.
+    """Batches (inputs (B, *input_size), targets); for `predict`, (inputs, paths).
 
     Args:
         class_names: in the order of the labels.
-        input_size: of one input in training, channels first.
-        batch_size: samples a batch. In training an incomplete last batch is dropped.
-        num_workers: processes that load; 0 loads in the main process.
+        input_size: size of one training input, channels first.
+        batch_size: samples per batch. In training an incomplete last batch is dropped.
+        num_workers: number of processes that load; 0 loads in the main process.
 
     Raises:
-        ValueError: a size below its least.
+        ValueError: a size below its minimum.
     """
 
     def __init__(
         self, class_names: Sequence[str], input_size: tuple[int, ...], batch_size: int, num_workers: int
     ) -> None:
         super().__init__()
-        check_least({"batch_size": (batch_size, 1), "num_workers": (num_workers, 0)})
+        check_minimum({"batch_size": (batch_size, 1), "num_workers": (num_workers, 0)})
         self.class_names = tuple(class_names)
         self.num_classes = len(self.class_names)
         self.input_size = input_size
@@ -169,7 +189,7 @@ class DataModule(pl.LightningDataModule, ABC):
 
     @abstractmethod
     def predict_dataset(self) -> Dataset[tuple[Tensor, str]]:
-        """Inputs and paths for `predict`; ValueError where none were named."""
+        """Inputs and paths for `predict`; ValueError if no path was given."""
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, Any]]:
         dataset = self.dataset("train")
@@ -181,7 +201,7 @@ class DataModule(pl.LightningDataModule, ABC):
         return self._loader(Seeded(dataset), self.batch_size, TrainingLoader, sampler=order, drop_last=enough)
 
     def lengths(self, dataset: Dataset[tuple[Tensor, Any]]) -> Sequence[int] | None:
-        """Of the training samples, where a batch is to have samples of similar lengths."""
+        """The lengths of the training samples if a batch should have samples of similar lengths, else None."""
         return None
 
     def val_dataloader(self) -> DataLoader[tuple[Tensor, Any]]:
@@ -197,18 +217,18 @@ class DataModule(pl.LightningDataModule, ABC):
         self,
         dataset: Dataset[tuple[Tensor, Any]],
         batch_size: int,
-        kind: type[DataLoader[tuple[Tensor, Any]]] = DataLoader,
+        loader_class: type[DataLoader[tuple[Tensor, Any]]] = DataLoader,
         **options: Any,
     ) -> DataLoader[tuple[Tensor, Any]]:
         options |= {"num_workers": self.num_workers, "pin_memory": torch.cuda.is_available()}
-        return kind(dataset, batch_size=batch_size, **options)  # by name: predict makes it anew
+        return loader_class(dataset, batch_size=batch_size, **options)  # keywords: Lightning rebuilds predict's loader
 
 
-def check_least(given: Mapping[str, tuple[int, int]]) -> None:
-    """Raise a ValueError for a number below its least; `given` has both by the number's name."""
-    for name, (value, least) in given.items():
-        if value < least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")
+def check_minimum(given: Mapping[str, tuple[int, int]]) -> None:
+    """Raise a ValueError for a number below its minimum; `given` maps names to (number, minimum)."""
+    for name, (value, minimum) in given.items():
+        if value < minimum:
+            raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
 
 def _with_paths(batch: list[tuple[Tensor, str]]) -> tuple[Tensor, list[str]]:

@@ -1,4 +1,4 @@
-"""Charades (Sigurdsson et al., ECCV 2016): 9,848 videos of things done at home, several of 157 actions in each."""
+"""Charades (Sigurdsson et al., ECCV 2016): 9,848 videos of everyday activities at home, with 157 action classes."""
 
 import csv
 import math
@@ -11,14 +11,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from nonlocal_nets.data.base import listed
 from nonlocal_nets.data.decoding import VIDEO_EXTENSIONS, plain_frames, write_video
 from nonlocal_nets.data.videos import SMALL, Clips, VideoDataModule
 
-RATE = 24.0  # frames a second of the published frame folders
+RATE = 24.0  # frames per second of the published folders of frames
 
 
 class Action(NamedTuple):
-    """A class from one time to another, seconds."""
+    """A class, and when the action begins and ends, in seconds."""
 
     label: int
     begin: float
@@ -26,20 +27,21 @@ class Action(NamedTuple):
 
 
 class Charades(VideoDataModule):
-    """The official lists `Charades_v1_train.csv` and `Charades_v1_test.csv`, the class list, and videos or frames.
+    """Charades, from its official lists of train and test, its list of classes, and videos or folders of frames.
 
-    A label is (157,), float32, 1 for what is done: in training during the clip, in validation and test in the whole
-    video. The public labels are those of train and "test", which the paper calls validation: val and test are both it.
-    The paper's other figure, on the hidden test of a challenge, cannot be had from them.
+    The labels (157,), float32, are 1 for each action that takes place: during the clip in training, at any time in the
+    video in validation and test. Labels have been published for two lists, "train" and "test"; the paper calls the
+    second validation, and both val and test use it here. The labels of the challenge, for which the paper reports
+    another result, are not public.
 
     Args:
-        root: the folder with the lists and `Charades_v1_classes.txt`.
-        videos: the folder in it: `Charades_v1_480` or `Charades_v1` with `<id>.mp4`, or `Charades_v1_rgb` with a folder
-            of frames, 24 a second, for each video.
-        kwargs: of `VideoDataModule`.
+        root: the folder with `Charades_v1_train.csv`, `Charades_v1_test.csv` and `Charades_v1_classes.txt`.
+        videos: the folder in root with the videos: `Charades_v1_480` or `Charades_v1` with `<id>.mp4`, or
+            `Charades_v1_rgb` with a folder of frames, 24 per second, for each video.
+        kwargs: arguments of `VideoDataModule`.
 
     Raises:
-        ValueError: a list or folder that is not there, a line that cannot be read, or videos that are missing.
+        ValueError: a missing list or folder, an unreadable line, or missing videos.
     """
 
     multi_label = True
@@ -48,15 +50,15 @@ class Charades(VideoDataModule):
         folder = Path(root)
         classes = read_classes(folder / "Charades_v1_classes.txt")
         if not (folder / videos).is_dir():
-            raise ValueError(f"no folder {folder / videos}: expected Charades' videos, <id>.mp4, or a folder a video")
+            raise ValueError(f"no folder {folder / videos}: expected videos, <id>.mp4, or one folder per video")
         found = {path.stem: path for path in (folder / videos).iterdir() if _is_video(path)}
         parts = {}
         for part in ("train", "test"):
             rows = read_list(folder / f"Charades_v1_{part}.csv", len(classes))
             missing = [name for name in rows if name not in found]
             if missing:
-                some = ", ".join(missing[:3])
-                raise ValueError(f"{len(missing)} of {len(rows)} videos of {part} are not in {folder / videos}: {some}")
+                problem = f"{len(missing)} of {len(rows)} videos of {part} are not in {folder / videos}"
+                raise ValueError(f"{problem}: {listed(missing, 40)}")
             parts[part] = [(str(found[name]), actions) for name, actions in rows.items()]
         super().__init__(class_names=classes, parts={**parts, "val": parts["test"]}, **kwargs)
 
@@ -65,7 +67,7 @@ class Charades(VideoDataModule):
 
 
 class ActionClips(Clips[list[Action]]):
-    """Clips whose labels are the actions that they overlap in time."""
+    """Clips whose labels are the actions that overlap them in time."""
 
     def __init__(self, num_classes: int, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -73,7 +75,7 @@ class ActionClips(Clips[list[Action]]):
 
     def label(self, target: list[Action], begin: float, end: float) -> Tensor:
         labels = torch.zeros(self.num_classes)
-        whole = end == math.inf  # also an action that takes no time
+        whole = end == math.inf  # then actions of no duration, or after the end of the video, count too
         labels[[action.label for action in target if whole or (action.begin < end and action.end > begin)]] = 1
         return labels
 
@@ -83,46 +85,49 @@ def _is_video(path: Path) -> bool:
 
 
 def read_classes(path: Path) -> list[str]:
-    """The names of lines such as "c000 Holding some clothes"."""
+    """The names of the classes, from lines such as "c000 Holding some clothes"."""
     if not path.is_file():
         raise ValueError(f"no file {path}: expected lines such as 'c000 Holding some clothes'")
     names = []
     for number, line in enumerate(path.read_text().splitlines()):
         code, _, name = line.partition(" ")
         if code != f"c{number:03}" or not name:
-            raise ValueError(f"{path}, line {number + 1}: expected 'c{number:03} <name>', got {line!r}")
+            raise ValueError(f"{path}, line {number + 1}: expected 'c{number:03} <name>', got {line[:60]!r}")
         names.append(name)
     return names
 
 
 def read_list(path: Path, classes: int) -> dict[str, list[Action]]:
-    """The actions of each video: the columns id and actions, "c092 11.90 21.20;c147 0.00 12.60" or empty."""
+    """The actions of each video, from the columns id and actions: "c092 11.90 21.20;c147 0.00 12.60", or empty."""
     if not path.is_file():
         raise ValueError(f"no file {path}: expected Charades' list, with the columns id and actions")
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
         if not {"id", "actions"} <= set(reader.fieldnames or ()):
-            raise ValueError(f"{path}: expected the columns id and actions, got {reader.fieldnames}")
+            raise ValueError(f"{path}: expected the columns id and actions, got {listed(reader.fieldnames or [])}")
         rows = {}
         for row in reader:
-            try:
-                actions = [_action(text) for text in row["actions"].split(";") if text]
-            except (ValueError, AttributeError):
-                actions = [Action(classes, 0, 0)]
-            if not all(0 <= action.label < classes for action in actions):
-                where = f"{path}, line {reader.line_num}"
-                raise ValueError(f"{where}: expected actions such as 'c092 11.90 21.20;...', got {row['actions']!r}")
-            rows[row["id"]] = actions
+            where = f"{path}, line {reader.line_num}"
+            if row["actions"] is None:
+                raise ValueError(f"{where}: no value in the column actions")
+            rows[row["id"]] = [_action(text, classes, where) for text in row["actions"].split(";") if text]
     return rows
 
 
-def _action(text: str) -> Action:
-    code, begin, end = text.split()
-    return Action(int(code.removeprefix("c")), float(begin), float(end))
+def _action(text: str, classes: int, where: str) -> Action:
+    try:
+        code, begin, end = text.split()
+        action = Action(int(code.removeprefix("c")), float(begin), float(end))
+    except ValueError:
+        action = None
+    if action is None or not 0 <= action.label < classes:
+        expected = f"expected actions such as 'c092 11.90 21.20;...', of {classes} classes"
+        raise ValueError(f"{where}: {expected}, got {text[:60]!r}")
+    return action
 
 
 def fake(root: str | Path) -> dict[str, Any]:
-    """Write the layout: 3 classes, 4 training and 2 test videos of 20 frames, as mp4 and as folders of frames.
+    """Write the published layout: 3 classes, 4 training and 2 test videos of 20 frames, as mp4 and folders of frames.
 
     Returns:
         The arguments with which `Charades` reads the videos.

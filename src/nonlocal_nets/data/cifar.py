@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009), from the files that torchvision reads: 60,000 images of 32 x 32."""
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009), 60,000 images of 32 x 32 pixels, read by torchvision."""
 
 import pickle
 from pathlib import Path
@@ -14,10 +14,11 @@ from torchvision import datasets
 from torchvision.datasets.utils import check_integrity
 from torchvision.transforms import v2
 
-from nonlocal_nets.data.base import split
+from nonlocal_nets.data.base import listed, one_line, split
 from nonlocal_nets.data.images import ImageDataModule
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")  # CIFAR-10's
+KINDS = (("coarse", 20), ("fine", 100))  # CIFAR-100's labels
 READERS = {10: datasets.CIFAR10, 100: datasets.CIFAR100}
 
 
@@ -26,8 +27,8 @@ class CIFARImages(Dataset[tuple[Tensor, int]]):
 
     Args:
         images: uint8, (N, 32, 32, 3).
-        labels: N of them.
-        transform: of the PIL image.
+        labels: N labels.
+        transform: applied to the PIL image.
     """
 
     def __init__(self, images: NDArray[np.uint8], labels: list[int], transform: v2.Transform) -> None:
@@ -41,22 +42,22 @@ class CIFARImages(Dataset[tuple[Tensor, int]]):
 
 
 class CIFAR(ImageDataModule):
-    """CIFAR-10 or CIFAR-100 at 32 x 32. Validation is a share of the 50,000 training images, even in each class.
+    """CIFAR-10 or CIFAR-100 at 32 x 32. Validation is a stratified share of the 50,000 training images.
 
-    Training pads by 4 pixels, crops at random and mirrors every other image.
+    Training pads by 4 pixels, takes a random crop and mirrors it with probability 0.5.
 
     Args:
-        root: the folder that holds `cifar-10-batches-py` or `cifar-100-python`, as the archives unpack.
-        classes: 10 or 100 (the fine labels).
+        root: the folder that contains `cifar-10-batches-py` or `cifar-100-python`, as unpacked from the archives.
+        classes: 10, or 100 for the fine labels of CIFAR-100.
         val_fraction: the share of the training images for validation.
-        seed: of that split.
-        download: fetch and unpack the archive into `root` first if it is not there.
-        verify: compare the files' md5 sums with those of the published ones. Without it the files may be your own in
-            the same format, as `fake` writes them; they are pickles, which can run code: read only what you trust.
-        kwargs: of `ImageDataModule`.
+        seed: seed of the split into training and validation.
+        download: download the archive into `root` and unpack it, unless its files are there.
+        verify: check the md5 sums of the published files. Without it, any files in the same format are read, as `fake`
+            writes them. They are pickles, which can run code: read only files that you trust.
+        kwargs: arguments of `ImageDataModule`.
 
     Raises:
-        ValueError: files that are missing or damaged, a share out of range.
+        ValueError: missing or damaged files, or an invalid argument.
     """
 
     def __init__(
@@ -86,15 +87,16 @@ class CIFAR(ImageDataModule):
 
 def _download(root: Path, classes: int) -> None:
     root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / ".cifar.lock"):  # the processes of a distributed run come here at the same time
+    with FileLock(root / ".cifar.lock"):  # all processes of a distributed run download at the same time
         try:
             READERS[classes](root, download=True)
-        except RuntimeError as error:  # other md5 sums than those of the published files
-            raise ValueError(f"{READERS[classes].url} did not arrive whole in {root}: {error}") from error
+        except RuntimeError as error:  # the md5 sums differ from those of the published files
+            url = READERS[classes].url
+            raise ValueError(f"the download of {url} to {root} is damaged: {one_line(error)}") from error
 
 
 def _read(root: Path, classes: int, train: bool, verify: bool) -> Any:
-    """torchvision's data set, with or without its md5 sums."""
+    """torchvision's data set, with or without a check of the md5 sums."""
     reader = READERS[classes]
     files = [*reader.train_list, *reader.test_list, [reader.meta["filename"], reader.meta["md5"]]]
     if not verify:
@@ -105,31 +107,33 @@ def _read(root: Path, classes: int, train: bool, verify: bool) -> Any:
         return reader(root, train)
     except RuntimeError as error:
         bad = [name for name, md5 in files if not check_integrity(folder / name, md5 if verify else None)]
-        what = f"missing or damaged in {folder}: {', '.join(bad)}" if folder.is_dir() else f"no folder {folder}"
-        expected = f"expected there what {reader.url} unpacks to; or set download: true"
-        raise ValueError(f"{what}; {expected}") from error
+        problem = f"missing or damaged in {folder}: {listed(bad, 60)}" if folder.is_dir() else f"no folder {folder}"
+        expected = f"expected the files of {reader.url}, or download: true"
+        raise ValueError(f"{problem}; {expected}") from error
 
 
 def fake(root: str | Path) -> dict[str, Any]:
-    """Write both sets in their published format: pickles of 20 training and 8 test images each.
+    """Write both data sets in their published format: pickles with 20 training and 8 test images each.
 
     Returns:
-        The arguments with which `CIFAR` reads them, with any `classes`: without the md5 sums.
+        The arguments with which `CIFAR` reads them, for either number of `classes`: md5 sums are not checked.
     """
     random = np.random.default_rng(0)
     for classes, reader in READERS.items():
         folder = Path(root) / reader.base_folder
         folder.mkdir(parents=True, exist_ok=True)
-        key = "labels" if classes == 10 else "fine_labels"
         files = {name: 20 // len(reader.train_list) for name, _ in reader.train_list} | {reader.test_list[0][0]: 8}
         for name, count in files.items():
             labels = random.integers(classes, size=count)
             pixels = random.integers(100, size=(count, 3072)) + 155 * labels[:, None] // classes  # dark to bright
-            _dump(folder / name, {"data": pixels.astype(np.uint8), key: labels.tolist(), "batch_label": name})
-        names = list(NAMES) if classes == 10 else [f"fine label {k}" for k in range(classes)]
-        _dump(folder / reader.meta["filename"], {reader.meta["key"]: names})
+            targets = {"labels": labels} if classes == 10 else {"coarse_labels": labels % 20, "fine_labels": labels}
+            entry = {key: values.tolist() for key, values in targets.items()}
+            _dump(folder / name, entry | {"data": pixels.astype(np.uint8), "batch_label": name})
+        names = {"label_names": list(NAMES)} if classes == 10 else {}
+        names |= {f"{kind}_label_names": [f"{kind} label {k}" for k in range(n)] for kind, n in KINDS if classes == 100}
+        _dump(folder / reader.meta["filename"], names)
     return {"root": str(root), "verify": False}
 
 
 def _dump(path: Path, content: dict[str, Any]) -> None:
-    path.write_bytes(pickle.dumps(content, protocol=2))  # the published files are of Python 2
+    path.write_bytes(pickle.dumps(content, protocol=2))  # the published files were written by Python 2

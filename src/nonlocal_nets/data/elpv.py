@@ -1,8 +1,8 @@
-"""ELPV: electroluminescence images of solar cells, 2,624 grey ones of 300 x 300, inside the package elpv-dataset.
+"""ELPV: 2,624 grey electroluminescence images of solar cells, 300 x 300 pixels, from the package elpv-dataset.
 
-Extracted from 44 solar modules, normalised in size and perspective, each with the module's type, mono- or
-polycrystalline, and a probability that the cell is defective: 0, 1/3, 2/3 or 1. Buerhop-Lutz et al. (EU PVSEC 2018),
-Deitsch et al. (Solar Energy 185, 2019). CC-BY-NC-SA 4.0.
+The cells are from 44 solar modules; their images are normalised in size and perspective. Each has the type of its
+module, mono- or polycrystalline, and a probability that the cell is defective: 0, 1/3, 2/3 or 1.
+Buerhop-Lutz et al. (EU PVSEC 2018), Deitsch et al. (Solar Energy 185, 2019). CC-BY-NC-SA 4.0.
 """
 
 import importlib
@@ -30,31 +30,30 @@ class Cell(NamedTuple):
 
 
 class ELPV(ImageFilesDataModule):
-    """The solar cells, by defect or by type; grey images are repeated to three channels.
+    """Solar cells classified by defect or by type; the grey image is repeated in all three channels.
 
-    `target: defect` has two classes: a cell is "defective" where its probability is above 0.5. So 1/3 counts as
-    functional and 2/3 as defective, although both say that it is not certain. What Deitsch et al. do with these cells
-    the package does not say, nor which cells they train and test on: mind that beside the published accuracies.
+    With `target: defect`, a cell is "defective" if its probability is above 0.5. So 1/3 counts as functional and 2/3 as
+    defective, although neither is certain. The package does not state how Deitsch et al. label these cells, nor
+    which cells they train and test on, so their accuracies cannot be compared with ours directly.
 
-    The split is random, even in each (type, probability). The package does not say which module a cell is from, so
-    cells of one module are in training and in test.
+    The split is random and stratified by type and probability. The package does not state which module a cell is
+    from, so training and test may contain cells of the same module.
 
-    Training mirrors and turns by multiples of 90 degrees: a defect stays one. A crop could lose it, and brightness is
-    what shows it, so these stay as they are.
+    Training mirrors images and rotates them by multiples of 90 degrees, which preserves defects. It neither crops,
+    which could remove a defect, nor changes the brightness, which shows it.
 
     Args:
-        target: what the label is, "defect" or "type".
-        root: a folder with `labels.csv` and the images it names; default the one inside the package elpv-dataset.
-        image_size: height and width of an image in a batch, pixels; the files have 300.
+        target: what to classify, "defect" or "type".
+        root: a folder with `labels.csv` and the images that it lists; default: the one inside the package elpv-dataset.
+        image_size: height and width of the images in a batch, in pixels; the files have 300.
         val_fraction: the share for validation.
         test_fraction: the share for the test.
-        seed: of the split.
-        kwargs: of `ImageFilesDataModule` and `ImageDataModule`.
+        seed: seed of the split.
+        kwargs: arguments of `ImageFilesDataModule` and `ImageDataModule`.
 
     Raises:
-        ValueError: a folder without labels.csv, a row of it that cannot be read, an image that is not there, a share
-            out of range.
-        ModuleNotFoundError: no `root`, and the package is not installed; says how to install it.
+        ValueError: no labels.csv, an unreadable row in it, a missing image, or an invalid argument.
+        ModuleNotFoundError: no `root` is given and the package is not installed; names the command that installs it.
     """
 
     def __init__(
@@ -86,19 +85,19 @@ class ELPV(ImageFilesDataModule):
 
 def _package_folder() -> Path:
     if not PACKAGE:
-        raise ModuleNotFoundError("the solar cells are in a package: pip install elpv-dataset")
+        raise ModuleNotFoundError("the images of solar cells are in a package: pip install elpv-dataset")
     return Path(str(importlib.import_module("elpv_dataset").__file__)).parent / "data"
 
 
 def read_cells(root: Path) -> list[Cell]:
-    """The rows of root/labels.csv, with paths that begin at root.
+    """The rows of root/labels.csv; the paths include root.
 
     Raises:
-        ValueError: no such file, or a row that is not `path probability mono|poly`, or names no file.
+        ValueError: no such file, a row that is not `path probability mono|poly`, or a missing image.
     """
     table = root / "labels.csv"
     if not table.is_file():
-        raise ValueError(f"no file {table}: expected rows of path, probability, mono or poly, and the images they name")
+        raise ValueError(f"no file {table}: expected rows of path, probability, and mono or poly")
     cells = []
     for number, line in enumerate(table.read_text().splitlines(), 1):
         try:
@@ -107,7 +106,7 @@ def read_cells(root: Path) -> list[Cell]:
         except ValueError:
             cell = None
         if cell is None or not 0 <= cell.probability <= 1 or cell.type not in CLASSES["type"]:
-            raise ValueError(f"{table}, line {number}: expected path, probability, mono or poly; got {line!r}")
+            raise ValueError(f"{table}, line {number}: expected path, probability, mono or poly; got {line[:80]!r}")
         if not Path(cell.path).is_file():
             raise ValueError(f"{table}, line {number}: no file {cell.path}")
         cells.append(cell)
@@ -115,7 +114,7 @@ def read_cells(root: Path) -> list[Cell]:
 
 
 def fake(root: str | Path) -> dict[str, Any]:
-    """Write 32 cells in the package's layout, 4 of each (type, probability): 300 x 300 grey png, and labels.csv.
+    """Write 32 cells in the package's layout, 4 for each type and probability: grey png of 300 x 300, and labels.csv.
 
     Returns:
         The arguments with which `ELPV` reads them.
@@ -127,7 +126,7 @@ def fake(root: str | Path) -> dict[str, Any]:
     for k in range(32):
         probability, kind = (k % 4) / 3, ("mono", "poly")[k // 4 % 2]
         pixels = np.repeat(random.integers(100, 200, size=(300, 1), dtype=np.uint8), 300, axis=1)
-        pixels[:, 140 : 140 + round(20 * probability)] = 0  # a dark bar, the wider the surer
+        pixels[:, 140 : 140 + round(20 * probability)] = 0  # a dark bar, wider for a higher probability
         pixels[:20, :20] = 255 if kind == "mono" else 100
         Image.fromarray(pixels).save(images / f"cell{k + 1:04}.png")
         rows.append(f"images/cell{k + 1:04}.png  {probability!r:<20}{kind}\n")

@@ -1,4 +1,4 @@
-"""Any image set in folders: ImageNet's layout with train and val, or one folder that a seed splits."""
+"""Images in class folders: ImageNet's layout with train and val, or one folder that is split at random."""
 
 from pathlib import Path
 from typing import Any
@@ -8,33 +8,33 @@ from PIL import Image
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from nonlocal_nets.data.base import split
+from nonlocal_nets.data.base import listed, one_line, split
 from nonlocal_nets.data.images import ImageFilesDataModule, Sample
 
 
 class ImageFolder(ImageFilesDataModule):
-    """Images in one folder a class; the sorted names of the folders are the classes.
+    """Images with one folder per class; the classes are the sorted names of the folders.
 
-    Two layouts, told apart by whether `root/train` or `root/val` holds folders:
+    There are two layouts, the first if `root/train` or `root/val` contains folders:
 
-    - `root/train/<class>/*` and `root/val/<class>/*`, as ImageNet, and `root/test/<class>/*` if it is there; else the
-      test is on val.
-    - `root/<class>/*`, split at random into train, val and test, evenly in each class.
+    - `root/train/<class>/*`, `root/val/<class>/*` and, optionally, `root/test/<class>/*`, as ImageNet. Without a test
+      folder the test uses val.
+    - `root/<class>/*`, split at random into train, val and test, in the same proportions for each class.
 
     Args:
-        root: the folder.
-        image_size: height and width of an image in a batch, pixels.
-        scale: training crops at random between these shares of an image's area, and resizes the crop.
-        flip: training mirrors every other image, left to right.
-        crop_fraction: evaluation resizes the shorter side to image_size / crop_fraction and crops the middle.
-        val_fraction: the share for validation; of the second layout only, the first is split already.
-        test_fraction: the share for the test; of the second layout only.
-        seed: of the split; of the second layout only.
-        kwargs: of `ImageFilesDataModule` and `ImageDataModule`.
+        root: the folder with the images.
+        image_size: height and width of the images in a batch, in pixels.
+        scale: smallest and largest share of an image's area that a random crop in training covers.
+        flip: whether training mirrors images left to right with probability 0.5.
+        crop_fraction: evaluation resizes the shorter side to image_size / crop_fraction and takes the central crop.
+        val_fraction: the share for validation; only for the second layout, since the first is split already.
+        test_fraction: the share for the test; only for the second layout.
+        seed: seed of the split; only for the second layout.
+        kwargs: arguments of `ImageFilesDataModule` and `ImageDataModule`.
 
     Raises:
-        ValueError: a missing root, a layout that is neither, a class without an image, train and val with different
-            classes, a share out of range.
+        ValueError: a missing root, an unknown layout, a class without images, different classes in train and val, or
+            an invalid argument.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class ImageFolder(ImageFilesDataModule):
         **kwargs: Any,
     ) -> None:
         if not 0 < scale[0] <= scale[1] <= 1:
-            raise ValueError(f"scale must be two rising shares above 0 and at most 1, got {scale}")
+            raise ValueError(f"scale must be two shares, 0 < smallest <= largest <= 1, got {scale}")
         folder = Path(root)
         if not folder.is_dir():
             raise ValueError(f"no folder {folder}: {_expected(folder)}")
@@ -81,11 +81,11 @@ def _has_folders(folder: Path) -> bool:
 
 
 def _read_parts(root: Path) -> tuple[list[str], dict[str, list[Sample]]]:
-    """Classes and samples of a layout with root/train and root/val."""
+    """Classes, and samples of each part, of the layout with root/train and root/val."""
     for part in ("train", "val"):
         if not _has_folders(root / part):
             raise ValueError(f"no class folders in {root / part}: {_expected(root)}")
-    # ImageNet's own test has no labels, so no class folders: then the test is on val
+    # ImageNet's own test set has no labels, hence no class folders: then the test uses val
     folders = {"train": "train", "val": "val", "test": "test" if _has_folders(root / "test") else "val"}
     classes, train = _read(root / "train")
     parts = {"train": train}
@@ -93,9 +93,7 @@ def _read_parts(root: Path) -> tuple[list[str], dict[str, list[Sample]]]:
         others, parts[part] = _read(root / folders[part])
         if others != classes:
             only = {"train": set(classes) - set(others), folders[part]: set(others) - set(classes)}
-            sides = "; ".join(
-                f"only in {side}: {', '.join(sorted(names)[:5]) or 'none'}" for side, names in only.items()
-            )
+            sides = "; ".join(f"only in {side}: {listed(sorted(names), 40) or 'none'}" for side, names in only.items())
             raise ValueError(f"{root / 'train'} and {root / folders[part]} have different classes; {sides}")
     return classes, parts
 
@@ -105,14 +103,14 @@ def _read(folder: Path) -> tuple[list[str], list[Sample]]:
     try:
         found = datasets.ImageFolder(folder)
     except FileNotFoundError as error:  # no class folder, or one without an image
-        raise ValueError(f"{folder}: {str(error).rstrip('. ')}; expected {folder}/<class>/*") from error
+        raise ValueError(f"{folder}: {one_line(error).rstrip('. ')}; expected {folder}/<class>/*") from error
     return found.classes, found.samples
 
 
 def fake(root: str | Path) -> dict[str, Any]:
-    """Write ImageNet's layout: 3 classes of 5 training and 2 validation images, jpg and png, 40 x 56 pixels or so.
+    """Write ImageNet's layout: 3 classes with 5 training and 2 validation images each, jpg and png, about 40 x 56.
 
-    `root/train` alone is the layout of one folder.
+    `root/train` by itself has the layout with one folder.
 
     Returns:
         The arguments with which `ImageFolder` reads them.
@@ -124,6 +122,6 @@ def fake(root: str | Path) -> dict[str, Any]:
             folder.mkdir(parents=True, exist_ok=True)
             for k in range(count):
                 pixels = random.integers(100, size=(40 + k, 56, 3), dtype=np.uint8)
-                pixels[..., label] += 150  # the colour tells the class
+                pixels[..., label] += 150  # the colour shows the class
                 Image.fromarray(pixels).save(folder / f"{k}.{'png' if k % 2 else 'jpg'}")
     return {"root": str(root)}

@@ -12,48 +12,57 @@ from torch.utils.data import Dataset
 from torchvision.datasets.folder import IMG_EXTENSIONS
 from torchvision.transforms import v2
 
-from nonlocal_nets.data.base import CorruptFileError, DataModule, Files, Target, check_corrupt, check_least, find_files
+from nonlocal_nets.data.base import (
+    CorruptFileError,
+    DataModule,
+    Files,
+    Target,
+    check_corrupt,
+    check_minimum,
+    find_files,
+    one_line,
+)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Sample = tuple[str, int]  # path and label
-CHECKED = 5000  # files that are looked into before any work starts; a second or so
+CHECKED = 5000  # number of files whose headers are checked before training starts; takes about a second
 
 
 class CorruptImageError(CorruptFileError):
-    """A file that cannot be read as an image, or too many of them. The message names the file, in one line."""
+    """A file that cannot be read as an image, or too many of them. The message is one line and names the file."""
 
 
 def read_image(path: str) -> Image.Image:
-    """The image of a file, decoded, as RGB; grey is repeated. Whatever hinders it is a CorruptImageError."""
+    """The decoded image as RGB; a grey image is repeated in all three channels. Any failure is a CorruptImageError."""
     try:
         with Image.open(path) as image:
-            if image.mode[0] in "IF":  # of these Pillow clips what is above 255
-                raise ValueError(f"mode {image.mode}, more than 8 bits a channel")
+            if image.mode[0] in "IF":  # Pillow would clip values above 255
+                raise ValueError(f"mode {image.mode}, more than 8 bits per channel")
             return image.convert("RGB")
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error, ...
-        raise CorruptImageError(f"corrupt image {path}: {' '.join(str(error).split())}") from error
+        raise CorruptImageError(f"corrupt image {path}: {one_line(error)}") from error
 
 
 def check_headers(paths: Sequence[str]) -> None:
-    """Raise CorruptImageError for a file that is no image at all, of at most CHECKED ones, evenly spread over all."""
+    """Raise CorruptImageError for a file that is not an image; of many files, check CHECKED that are evenly spread."""
     for path in paths[:: math.ceil(len(paths) / CHECKED) or 1]:
         try:
-            Image.open(path).close()  # reads the header only
+            Image.open(path).close()  # reads only the header
         except Exception as error:
-            raise CorruptImageError(f"corrupt image {path}: {' '.join(str(error).split())}") from error
+            raise CorruptImageError(f"corrupt image {path}: {one_line(error)}") from error
 
 
 class ImageFiles(Files[Target]):
     """Sample k is image k (C, H, W) and its target.
 
     Args:
-        samples, corrupt, max_corrupt: of `Files`.
-        transform: of the RGB image.
+        samples, corrupt, max_corrupt: see `Files`.
+        transform: applied to the RGB image.
     """
 
-    what = "images"
+    noun = "images"
 
     def __init__(
         self,
@@ -70,21 +79,21 @@ class ImageFiles(Files[Target]):
 
 
 class ImageDataModule(DataModule):
-    """Batches of images (B, 3, H, W), float32 and normalised, and labels (B,), int64; for `predict`, paths.
+    """Batches of normalised images (B, 3, H, W), float32, and labels (B,), int64; for `predict`, images and paths.
 
     Args:
         class_names: in the order of the labels.
-        image_size: height and width of an image in a batch, pixels.
-        augment: what training does at random, on PIL images; must end at `image_size`.
-        crop_fraction: evaluation resizes the shorter side to image_size / crop_fraction and crops the middle.
-        batch_size: samples a batch. In training an incomplete last batch is dropped.
-        num_workers: processes that load; 0 loads in the main process.
-        mean: of the normalisation (x - mean) / std of red, green and blue in [0, 1]; the default is ImageNet's.
-        std: of the normalisation.
+        image_size: height and width of the images in a batch, in pixels.
+        augment: random transforms of PIL images for training; the result must have size `image_size`.
+        crop_fraction: evaluation resizes the shorter side to image_size / crop_fraction and takes the central crop.
+        batch_size: samples per batch. In training an incomplete last batch is dropped.
+        num_workers: number of processes that load; 0 loads in the main process.
+        mean: means of red, green and blue in [0, 1] for the normalisation (x - mean) / std; the default is ImageNet's.
+        std: standard deviations for the normalisation, as for mean.
         path: for `predict`, an image or a folder that is searched for images. A corrupt one always stops `predict`.
 
     Raises:
-        ValueError: a size, share or path that cannot be.
+        ValueError: an invalid size, share or path.
     """
 
     def __init__(
@@ -99,7 +108,7 @@ class ImageDataModule(DataModule):
         std: tuple[float, float, float] = IMAGENET_STD,
         path: str | None = None,
     ) -> None:
-        check_least({"image_size": (image_size, 1)})
+        check_minimum({"image_size": (image_size, 1)})
         super().__init__(class_names, (3, image_size, image_size), batch_size, num_workers)
         if not 0 < crop_fraction <= 1:
             raise ValueError(f"crop_fraction must be above 0 and at most 1, got {crop_fraction}")
@@ -130,14 +139,14 @@ class ImageFilesDataModule(ImageDataModule):
 
     Args:
         parts: the samples of "train", "val" and "test".
-        corrupt: "stop" at a corrupt image, with its path, before any work if its header tells; or "replace" it by the
-            next good one, with a warning. In validation and test that one then counts twice.
-        max_corrupt: with "replace", the share of a part's images that may be corrupt; one more stops. The workers of a
-            process count together, the processes of a distributed run each for itself.
-        kwargs: of `ImageDataModule`.
+        corrupt: "stop" at a corrupt image and name it, before training starts if its header is corrupt; or "replace"
+            it by the next good one, with a warning. In validation and test that one then counts twice.
+        max_corrupt: with "replace", the share of a part's images that may be corrupt; one more stops the run. All
+            workers of a process share the count; each process of a distributed run has its own.
+        kwargs: arguments of `ImageDataModule`.
 
     Raises:
-        ValueError: a share that is not in [0, 1); and all of `ImageDataModule`.
+        ValueError: an invalid `corrupt` or `max_corrupt`, or whatever `ImageDataModule` raises.
     """
 
     @abstractmethod  # so that the command line does not offer this class

@@ -1,4 +1,4 @@
-"""Kinetics-400, -600 and -700 (Kay et al. 2017, Carreira et al. 2018, 2019): clips of YouTube, one label each."""
+"""Kinetics-400, -600 and -700 (Kay et al. 2017, Carreira et al. 2018, 2019): clips from YouTube with one label each."""
 
 import csv
 import logging
@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from nonlocal_nets.data.base import listed
 from nonlocal_nets.data.decoding import VIDEO_EXTENSIONS, plain_frames, write_video
 from nonlocal_nets.data.videos import SMALL, Sample, VideoDataModule
 
@@ -17,20 +18,21 @@ COLUMNS = ("label", "youtube_id", "time_start", "time_end")
 
 
 class Kinetics(VideoDataModule):
-    """The official lists, `train.csv`, `val.csv`, `test.csv` in `root` or `root/annotations`, and a folder a part.
+    """Kinetics, from its official lists `train.csv`, `val.csv` and `test.csv`, and a folder of videos for each part.
 
-    A video is `root/<part>/<label>/<id>_<start>_<end>.mp4`, seconds in six digits, as most crawlers write it, or
-    without the folder of the label, as CVDF's copy has it. Videos that YouTube no longer has are missing in every copy:
-    they are left out, counted and reported. The sorted labels of `train.csv` are the classes. Where the test has no
-    list, or one without labels, it is on val, as in the paper. Training does without the videos of a test.
+    The lists are in `root` or `root/annotations`. A video is `root/<part>/<label>/<id>_<start>_<end>.mp4`, with seconds
+    in six digits, as most crawlers name it, or `root/<part>/<id>_<start>_<end>.mp4`, as in CVDF's copy. Every copy
+    lacks videos that are no longer on YouTube: they are left out, and a warning states how many. The classes are the
+    sorted labels of `train.csv`. Without a list for the test, or with one that has no labels, the test uses val, as in
+    the paper. The videos of the test need not be there for training.
 
     Args:
-        root: the folder.
-        kwargs: of `VideoDataModule`.
+        root: the folder with the lists and the videos.
+        kwargs: arguments of `VideoDataModule`.
 
     Raises:
-        ValueError: no list, a line of it that cannot be read, a label that train does not have, or a part of which not
-            one video is there, be it the test, when that is asked for.
+        ValueError: no list, an unreadable line, a label that train lacks, or a part without any video; for the test
+            part only once its data set is requested.
     """
 
     def __init__(self, root: str, **kwargs: Any) -> None:
@@ -42,13 +44,13 @@ class Kinetics(VideoDataModule):
             lists["test"] = rows
         parts = {part: _samples(folder / part, rows, classes) for part, rows in lists.items()}
         super().__init__(class_names=classes, parts={"test": parts["val"], **parts}, **kwargs)
-        self.absent = {part: _absent(folder / part, rows) for part, rows in lists.items()}
+        self.messages = {part: _no_videos(folder / part, rows) for part, rows in lists.items()}
         for part in ("train", "val"):
             self._check(part)
 
     def _check(self, part: str) -> None:
         if not self.parts[part]:
-            raise ValueError(self.absent[part])
+            raise ValueError(self.messages[part])
 
     def dataset(self, part: str) -> Dataset[tuple[Tensor, Any]]:
         self._check(part)
@@ -56,31 +58,34 @@ class Kinetics(VideoDataModule):
 
 
 def find_list(root: Path, part: str) -> Path | None:
-    """The list of a part."""
-    places = (root / f"{part}.csv", root / "annotations" / f"{part}.csv")
-    return next((path for path in places if path.is_file()), None)
+    """The path of the list of a part, None if there is none."""
+    candidates = (root / f"{part}.csv", root / "annotations" / f"{part}.csv")
+    return next((path for path in candidates if path.is_file()), None)
 
 
 def read_list(root: Path, part: str) -> list[tuple[str, str]]:
-    """Labels and names of files, `<id>_<start>_<end>`; none for a test without labels, as that of a challenge."""
+    """Labels and file names, `<id>_<start>_<end>`; no rows for a test list without labels, as that of a challenge."""
     path = find_list(root, part)
     if path is None:
-        raise ValueError(f"no file {part}.csv in {root} or {root / 'annotations'}: expected Kinetics' list of {part}")
+        raise ValueError(f"no file {part}.csv in {root} or {root / 'annotations'}: expected Kinetics' list")
     rows = []
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)
         if not set(COLUMNS[part == "test" :]) <= set(reader.fieldnames or ()):
-            raise ValueError(f"{path}: expected the columns {', '.join(COLUMNS)}, got {reader.fieldnames}")
+            given = listed(reader.fieldnames or [])
+            raise ValueError(f"{path}: expected the columns {', '.join(COLUMNS)}, got {given}")
         for row in reader:
-            name, label = _name(row), row.get("label") or ""
+            name, label = _file_name(row), row.get("label") or ""
             if not name or not (label or part == "test"):
-                raise ValueError(f"{path}, line {reader.line_num}: expected {', '.join(COLUMNS)}, got {row}")
+                given = ", ".join(f"{column}={row.get(column)}" for column in COLUMNS)
+                expected = "expected a label, an id, and times in seconds"
+                raise ValueError(f"{path}, line {reader.line_num}: {expected}, got {given[:120]}")
             rows.append((label, name))
     return rows if all(label for label, _ in rows) else []
 
 
-def _name(row: dict[str, str]) -> str | None:
-    """Of a row's file, without its ending; None for a row that cannot be read."""
+def _file_name(row: dict[str, str]) -> str | None:
+    """The name of a row's file without its extension; None for an unreadable row."""
     try:
         start, end = (int(float(row[time])) for time in ("time_start", "time_end"))
     except (TypeError, ValueError, OverflowError):
@@ -89,35 +94,34 @@ def _name(row: dict[str, str]) -> str | None:
 
 
 def _find(folder: Path) -> dict[str, str]:
-    """All videos of a folder by their names without endings, in one scan: a part has hundreds of thousands."""
-    files = [(at, *os.path.splitext(file)) for at, _, names in os.walk(folder, followlinks=True) for file in names]
-    return {stem: os.path.join(at, stem + end) for at, stem, end in sorted(files) if end.lower() in VIDEO_EXTENSIONS}
+    """The paths of all videos in a folder by name without extension, in one scan, as there may be 500,000 files."""
+    walk = os.walk(folder, followlinks=True)
+    files = sorted((parent, *os.path.splitext(name)) for parent, _, names in walk for name in names)
+    return {stem: os.path.join(parent, stem + end) for parent, stem, end in files if end.lower() in VIDEO_EXTENSIONS}
 
 
 def _samples(folder: Path, rows: list[tuple[str, str]], classes: list[str]) -> list[Sample]:
-    """Paths and labels of the videos that are there; the others are counted and reported."""
+    """Paths and labels of the videos that exist; a warning counts the missing ones."""
     found = _find(folder)
     number = {label: k for k, label in enumerate(classes)}
-    if foreign := sorted({label for label, _ in rows} - number.keys()):
-        raise ValueError(f"labels of {folder.name} that train does not have: {', '.join(foreign[:5])}")
-    samples = [(found[name], number[label]) for label, name in rows if name in found]
+    if unknown := sorted({label for label, _ in rows} - number.keys()):
+        raise ValueError(f"labels of {folder.name} that train does not have: {listed(unknown)}")
     missing = [name for _, name in rows if name not in found]
     if missing:
-        some = ", ".join(missing[:3])
-        log.warning("%s: %s of %s videos are missing, such as %s", folder, len(missing), len(rows), some)
-    return samples
+        log.warning("%s: %s of %s videos are missing: %s", folder, len(missing), len(rows), listed(missing, 80))
+    return [(found[name], number[label]) for label, name in rows if name in found]
 
 
-def _absent(folder: Path, rows: list[tuple[str, str]]) -> str:
-    """What is wrong where not one of a part's videos is there."""
+def _no_videos(folder: Path, rows: list[tuple[str, str]]) -> str:
+    """The message for a part without any video."""
     example = rows[0][1] if rows else "<id>_<start>_<end>"
-    message = f"none of the {len(rows)} videos of {folder.name}.csv is in {folder}: expected "
-    message += f"{folder}/<label>/{example}.mp4, or without the folder of the label"
-    return f"{message}; without a test.csv the test is on val" if folder.name == "test" else message
+    message = f"none of the {len(rows)} videos of {folder.name}.csv is in {folder}: "
+    message += f"expected <label>/{example}.mp4 or {example}.mp4 there"
+    return f"{message}; without a test.csv the test uses val" if folder.name == "test" else message
 
 
 def fake(root: str | Path) -> dict[str, Any]:
-    """Write the layout with tiny videos: 2 classes of 3 training and 2 validation videos, 20 frames of 32 x 48.
+    """Write the layout with tiny videos: 2 classes with 3 training and 2 validation videos each, 20 frames of 32 x 48.
 
     Returns:
         The arguments with which `Kinetics` reads them.

@@ -1,17 +1,18 @@
 """ListOps (Nangia and Bowman 2018) with the lengths of the Long Range Arena (Tay et al. 2021): nested list operations.
 
-    [MAX 4 [MIN 2 8 ] 0 [SM 9 5 ] ]    is 4
+    [MAX 4 [MIN 2 8 ] 0 [SM 9 5 ] ]    has the value 4
 
 The grammar is that of the arena's generator (google-research/long-range-arena, lra_benchmarks/data/listops.py): a node
-is an operator with probability 0.25 and else a digit, at the greatest depth always a digit; an operator has 2 to
-`max_args` arguments; numbers of arguments, operators and digits are uniform; trees of other lengths are thrown away.
-MED is the median, rounded down, SM the sum modulo 10. The same are the depth of 10, the 10 arguments, 500 to 2,000
-tokens and 96,000, 2,000 and 2,000 samples; the random numbers are not, so the published files have other samples. There
-no expression occurs twice, and none has 500 or 2,000 tokens; here nothing is done about it, and equal ones do not
-happen but among short ones.
+is an operator with probability 0.25, else a digit, and always a digit at the maximum depth. An operator has 2 to
+`max_args` arguments. The numbers of arguments, the operators and the digits are uniformly distributed. Expressions that
+are too short or too long are rejected. MED is the median, rounded down, and SM the sum modulo 10.
 
-The tokens are those that the arena's models see: the files have round brackets as well, which its tokeniser drops. (At
-first it dropped the closing square ones too, and results from before its commit c209b2a are of that harder task.)
+By default the depth of 10, the 10 arguments, the 500 to 2,000 tokens and the 96,000, 2,000 and 2,000 samples are the
+arena's. The random numbers are not, so the samples differ from the published files. Those files contain no expression
+twice, and none of 500 or 2,000 tokens; here both are possible, but only short expressions are likely to repeat.
+
+The tokens are those that the arena's models see: its tokeniser drops the round brackets in the files. (Before commit
+c209b2a it dropped the closing square brackets too; results from that time are for a harder task.)
 """
 
 from collections.abc import Iterator, Sequence
@@ -23,55 +24,56 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nonlocal_nets.data.base import CorruptFileError, check_least
+from nonlocal_nets.data.base import CorruptFileError, check_minimum
 from nonlocal_nets.data.sequences import SequenceDataModule, Sequences
 
 TOKENS = ("[MIN", "[MAX", "[MED", "[SM", "]", *"0123456789")
 CODES = {token: code for code, token in enumerate(TOKENS)}
-END, ZERO = CODES["]"], CODES["0"]  # operators come before END
+END, ZERO = CODES["]"], CODES["0"]  # the codes of operators are below END
 OPERATOR_SHARE = 0.25
 PARTS = ("train", "val", "test")
-CHUNK = 256  # samples that are made together
-TREES = 1024  # grown at once
-TRIES = 100  # how often without one of a length that is asked for
+CHUNK = 256  # samples that share a random generator
+TREES = 1024  # trees that grow at the same time
+TRIES = 100  # unsuccessful attempts before giving up on the requested lengths
 
 Numbers = NDArray[np.int64]
 
 
 class Grammar(NamedTuple):
-    """Which expressions there are."""
+    """Limits of the expressions to generate."""
 
-    min_length: int  # tokens
+    min_length: int  # in tokens
     max_length: int
     max_depth: int
     max_args: int
 
 
 class ListOps(SequenceDataModule):
-    """Expressions of nested list operations as tokens; the label is the value, 0 to 9.
+    """Expressions of nested list operations as tokens; the label is the value of the expression, 0 to 9.
 
-    They are generated, sample k of a part being a function of (seed, part, k) and the grammar alone, 20 seconds for the
-    96,000 of training on one core; or read from the published files.
+    The expressions are read from the published files or generated. Sample k of a part is then a function of
+    (seed, part, k) and the grammar alone; the 96,000 training samples take 20 seconds on one core.
 
     Args:
-        root: a folder with basic_train.tsv, basic_val.tsv and basic_test.tsv, a header Source, Target each; null:
-            generated.
-        train_samples: generated ones of training; the same ones in all epochs.
-        val_samples: generated ones of validation.
-        test_samples: generated ones of the test.
-        min_length: of a generated expression, tokens.
-        max_length: of an expression, tokens; in a file a longer one is an error.
-        max_depth: of generated ones; a lone digit has 1.
-        max_args: arguments of a generated operator, at most.
-        seed: of what is generated.
-        batch_size: samples a batch. In training an incomplete last batch is dropped.
-        num_workers: processes that load; 0 loads in the main process, which is fast enough here.
-        path: for `predict`, such a tsv file, or a file with an expression a line; samples are called <file>:<line>.
+        root: a folder with basic_train.tsv, basic_val.tsv and basic_test.tsv, with columns Source and Target; null:
+            generate the samples.
+        train_samples: number of generated training samples; they are the same in each epoch.
+        val_samples: number of generated validation samples.
+        test_samples: number of generated test samples.
+        min_length: minimum length of a generated expression, in tokens.
+        max_length: maximum length of an expression, in tokens; a longer one in a file is an error.
+        max_depth: maximum depth of a generated expression; a single digit has depth 1.
+        max_args: maximum number of arguments of a generated operator.
+        seed: seed of the generated samples.
+        batch_size: samples per batch. In training an incomplete last batch is dropped.
+        num_workers: number of processes that load; 0, the main process, is fast enough here.
+        path: for `predict`, such a tsv file, or a file with one expression per line. The name of a sample is
+            <file>:<line>.
 
     Raises:
-        ValueError: an option that cannot be, lengths that no expression has, a missing file.
-        CorruptFileError: with file and line, an unknown token, an expression that is unbalanced or too long, a label
-            outside 0 to 9; an empty file.
+        ValueError: an invalid argument, lengths that no expression has, or a missing file.
+        CorruptFileError: an unknown token, an expression that is unbalanced or too long, a label outside 0 to 9, or an
+            empty file. The message names the file and the line.
     """
 
     tokens = True
@@ -93,14 +95,14 @@ class ListOps(SequenceDataModule):
         path: str | None = None,
     ) -> None:
         self.samples = {"train": train_samples, "val": val_samples, "test": test_samples}
-        least = {f"{part}_samples": (samples, 1) for part, samples in self.samples.items()}
-        least |= {"min_length": (min_length, 1), "max_length": (max_length, 1 if root else min_length)}
-        check_least(least | {"max_depth": (max_depth, 1), "max_args": (max_args, 2), "seed": (seed, 0)})
+        minimum = {f"{part}_samples": (samples, 1) for part, samples in self.samples.items()}
+        minimum |= {"min_length": (min_length, 1), "max_length": (max_length, 1 if root else min_length)}
+        check_minimum(minimum | {"max_depth": (max_depth, 1), "max_args": (max_args, 2), "seed": (seed, 0)})
         self.grammar, self.seed = Grammar(min_length, max_length, max_depth, max_args), seed
-        self.asked = None if path is None else read(Path(path), max_length, labelled=False)
+        self.to_predict = None if path is None else read(Path(path), max_length, labelled=False)
         self.parts: dict[str, Sequences] = {}
         if root is None:
-            generate(self.grammar, seed, "train", 1)  # refuses lengths that no expression has
+            generate(self.grammar, seed, "train", 1)  # raises if no expression has such a length
         else:
             self.parts = {part: read(Path(root) / f"basic_{part}.tsv", max_length) for part in PARTS}
             max_length = max(self.parts["train"].lengths)
@@ -110,13 +112,13 @@ class ListOps(SequenceDataModule):
         return self.parts[part] if self.parts else generate(self.grammar, self.seed, part, self.samples[part])
 
     def predict_dataset(self) -> Sequences:
-        if self.asked is None:
-            raise ValueError("predict needs expressions: --data.path=<file with one a line, or tsv file>")
-        return self.asked
+        if self.to_predict is None:
+            raise ValueError("predict needs expressions: --data.path=<tsv file, or file with one expression per line>")
+        return self.to_predict
 
 
 def generate(grammar: Grammar, seed: int, part: str, samples: int) -> Sequences:
-    """The first samples of a part and their values. Tokens take a byte each."""
+    """The first samples of a part and their values; each token takes one byte."""
     expressions: list[Tensor] = []
     values: list[int] = []
     for chunk in range(-(-samples // CHUNK)):
@@ -128,15 +130,15 @@ def generate(grammar: Grammar, seed: int, part: str, samples: int) -> Sequences:
             values += found.tolist()
             tries = 0 if len(found) else tries + 1
             if tries == TRIES:
-                raise ValueError(f"none of {TRIES * TREES} random expressions is of {grammar}: choose wider lengths")
+                raise ValueError(f"none of {TRIES * TREES} random expressions fits {grammar}: choose wider lengths")
         del expressions[begin + CHUNK :], values[begin + CHUNK :]
     return Sequences(expressions[:samples], values[:samples])
 
 
 def grow(grammar: Grammar, random: np.random.Generator) -> list[Numbers]:
-    """Random trees of the lengths asked for: of each depth the nodes' numbers of arguments, 0 for a digit.
+    """Random trees with lengths within the limits: for each depth, the number of arguments of each node, 0 for a digit.
 
-    Trees lie one after the other, and the nodes of a depth in the order of their parents.
+    At each depth the nodes are sorted by tree and, within a tree, by parent.
     """
     levels, tree, length = [], np.arange(TREES), np.zeros(TREES, np.int64)
     for depth in range(1, grammar.max_depth + 1):
@@ -145,14 +147,14 @@ def grow(grammar: Grammar, random: np.random.Generator) -> list[Numbers]:
         levels.append((tree, arguments))
         length += np.bincount(tree[arguments > 0], minlength=TREES) + np.bincount(tree, minlength=TREES)
         tree = np.repeat(tree, arguments)
-        tree = tree[length[tree] <= grammar.max_length]  # what is too long already need not grow
+        tree = tree[length[tree] <= grammar.max_length]  # trees that are too long already stop growing
     kept = (length >= grammar.min_length) & (length <= grammar.max_length)
     return [arguments[kept[tree]] for tree, arguments in levels]
 
 
 def express(levels: Sequence[Numbers], random: np.random.Generator) -> tuple[NDArray[np.uint8], Numbers, Numbers]:
-    """Operators and digits for trees: the tokens of all, one after the other; of each its length and its value."""
-    nodes = []  # of each depth, the deepest first: tokens, lengths and numbers of arguments
+    """Fill trees with random operators and digits: the tokens of all trees, concatenated, their lengths and values."""
+    nodes = []  # for each depth, the deepest first: tokens, lengths and numbers of arguments
     size = value = np.zeros(0, np.int64)
     for arguments in reversed(levels):
         operator = arguments > 0
@@ -168,7 +170,7 @@ def express(levels: Sequence[Numbers], random: np.random.Generator) -> tuple[NDA
 
 
 def evaluate(operator: Numbers, values: Numbers, counts: Numbers) -> Numbers:
-    """What each operator makes of its arguments, which lie one after the other in `values`, so many of each."""
+    """The value of each operator; `values` has the arguments of all operators, concatenated, `counts` their numbers."""
     first = _firsts(counts)
     ordered = np.sort(np.repeat(10 * np.arange(len(counts)), counts) + values) % 10
     median = (ordered[first + (counts - 1) // 2] + ordered[first + counts // 2]) // 2
@@ -177,7 +179,7 @@ def evaluate(operator: Numbers, values: Numbers, counts: Numbers) -> Numbers:
 
 
 def _in_order(nodes: Sequence[tuple[Numbers, Numbers, Numbers]]) -> NDArray[np.uint8]:
-    """The tokens as they are read, from those of each depth with their lengths and numbers of arguments."""
+    """The tokens in reading order, from the tokens, lengths and numbers of arguments at each depth."""
     size = nodes[0][1]
     tokens, start = np.empty(size.sum(), np.uint8), _firsts(size)
     belows = [below for _, below, _ in nodes[1:]] + [np.zeros(0, np.int64)]
@@ -191,12 +193,12 @@ def _in_order(nodes: Sequence[tuple[Numbers, Numbers, Numbers]]) -> NDArray[np.u
 
 
 def _firsts(counts: Numbers) -> Numbers:
-    """Where each group begins, of groups of so many."""
+    """The index at which each group begins, for concatenated groups with these counts."""
     return np.cumsum(counts) - counts
 
 
 def read(path: Path, max_length: int, labelled: bool = True) -> Sequences:
-    """The expressions of a file, with their labels, or called <file>:<line>."""
+    """The expressions of a file with their labels, or with their names, <file>:<line>, if there are no labels."""
     expressions, targets = [], []
     for number, source, label in _rows(path, labelled):
         where = f"{path}, line {number}"
@@ -210,9 +212,9 @@ def read(path: Path, max_length: int, labelled: bool = True) -> Sequences:
 
 
 def _rows(path: Path, labelled: bool) -> Iterator[tuple[int, str, str]]:
-    """Line number, expression and label of each line but the header and empty ones."""
+    """Line number, expression and label of each line except the header and empty lines."""
     if not path.is_file():
-        expected = "a header Source, Target, and rows of these" if labelled else "an expression a line"
+        expected = "a tsv file with the columns Source and Target" if labelled else "one expression per line"
         raise ValueError(f"no file {path}: expected {expected}")
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, 1):
@@ -226,22 +228,23 @@ def _rows(path: Path, labelled: bool) -> Iterator[tuple[int, str, str]]:
 
 
 def encode(expression: str, where: str, max_length: int) -> Tensor:
-    """The tokens (L,) of an expression, a byte each; round brackets are left out."""
-    words = expression.replace("(", " ").replace(")", " ").split()
-    if unknown := next((word for word in words if word not in CODES), None):
-        raise CorruptFileError(f"{where}: unknown token {unknown!r}; expected {' '.join(TOKENS[:ZERO])} or a digit")
-    if len(words) > max_length:
-        raise CorruptFileError(f"{where}: {len(words)} tokens, more than max_length={max_length}")
-    tokens = np.array([CODES[word] for word in words], np.uint8)
-    depth = np.cumsum((tokens < END) - 1 * (tokens == END))  # of brackets that are open
+    """The tokens (L,), uint8, of an expression; round brackets are dropped."""
+    names = expression.replace("(", " ").replace(")", " ").split()
+    if unknown := next((name for name in names if name not in CODES), None):
+        given = repr(unknown[:40])
+        raise CorruptFileError(f"{where}: unknown token {given}; expected {' '.join(TOKENS[:ZERO])} or a digit")
+    if len(names) > max_length:
+        raise CorruptFileError(f"{where}: {len(names)} tokens, more than max_length={max_length}")
+    tokens = np.array([CODES[name] for name in names], np.uint8)
+    depth = np.cumsum((tokens < END) - 1 * (tokens == END))  # number of open brackets
     empty = (tokens[:-1] < END) & (tokens[1:] == END)
     if not len(tokens) or depth[-1] or (depth[:-1] < 1).any() or empty.any():
-        raise CorruptFileError(f"{where}: not one balanced expression: {' '.join(words[:12])!r}")
+        raise CorruptFileError(f"{where}: not one balanced expression: {' '.join(names[:12])!r}")
     return torch.from_numpy(tokens)
 
 
 def fake(root: str | Path) -> dict[str, Any]:
-    """Write the published layout: 12 training, 4 validation and 4 test expressions of 10 to 30 tokens.
+    """Write files as published: 12 training, 4 validation and 4 test expressions of 10 to 30 tokens.
 
     Returns:
         The arguments with which `ListOps` reads them.
@@ -255,14 +258,14 @@ def fake(root: str | Path) -> dict[str, Any]:
 
 
 def write(tokens: Tensor) -> str:
-    """An expression of an operator as the published files have it: round brackets around all to the left."""
-    begun: list[str] = []  # operators with their arguments so far
+    """An expression as in the published files: round brackets enclose each operator with its arguments so far."""
+    pending: list[str] = []  # operators, the innermost last, with their arguments so far
     for token in (TOKENS[code] for code in tokens.tolist()):
         if token in TOKENS[:END]:
-            begun.append(token)
+            pending.append(token)
             continue
-        begun[-1] = f"( {begun[-1]} {token} )"
-        if token == "]" and len(begun) > 1:
-            argument = begun.pop()
-            begun[-1] = f"( {begun[-1]} {argument} )"
-    return begun[0]
+        pending[-1] = f"( {pending[-1]} {token} )"
+        if token == "]" and len(pending) > 1:
+            argument = pending.pop()
+            pending[-1] = f"( {pending[-1]} {argument} )"
+    return pending[0]

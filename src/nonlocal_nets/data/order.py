@@ -1,7 +1,7 @@
-"""The order of the training samples, and what is random in each, as functions of (seed, epoch) alone.
+"""The order of the training samples and the randomness of each sample, as functions of the seed and the epoch alone.
 
-Neither depends on the number of workers, on what was drawn before, or, batch for batch, on the number of processes:
-two that take B samples each see what one sees that takes 2 B.
+Neither depends on the number of workers or on what was drawn before. Nor, batch for batch, on the number of processes:
+two processes with B samples each see what one process with 2 B samples sees.
 """
 
 import os
@@ -15,21 +15,21 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 
 def global_seed() -> int:
-    """What seed_everything set, 0 where it did not."""
+    """The seed set by seed_everything; 0 if it was not called."""
     return int(os.environ.get("PL_GLOBAL_SEED", 0))
 
 
 class TrainingOrder(DistributedSampler[Any]):
-    """Draws (epoch, index): all samples in random order, anew each epoch, dealt to the processes in turn.
+    """Pairs (epoch, index) that visit all samples in a random order, a new one in each epoch.
 
-    Lightning tells it the epoch and leaves a distributed sampler as it is. With `lengths` batches are of similar
-    lengths: of each `CHUNK` batches, those of all processes together, the samples are sorted by length, and the batches
-    shuffled.
+    The samples are distributed round-robin among the processes. Lightning sets the epoch, and does not replace a
+    sampler that is distributed already. With `lengths`, samples of similar lengths share a batch: the samples of each
+    `CHUNK` consecutive batches, all processes together, are sorted by length; then the batches are shuffled.
 
     Args:
-        dataset: how many samples there are.
-        batch_size: samples a batch and process.
-        lengths: of all samples; None where they are equal.
+        dataset: the data set; only its length is used.
+        batch_size: samples per batch and process.
+        lengths: the length of each sample; None if they do not matter.
         replicas: number of processes.
         rank: number of this process.
     """
@@ -46,7 +46,7 @@ class TrainingOrder(DistributedSampler[Any]):
     ) -> None:
         super().__init__(dataset, replicas, rank, shuffle=True, seed=global_seed())
         self.batch_size, self.lengths = batch_size * replicas, lengths
-        self.skip = 0  # samples of this process that the next epoch leaves out, since they were trained on already
+        self.skip = 0  # how many samples of this process the next epoch skips, since a resumed run has seen them
 
     def __iter__(self) -> Iterator[Any]:
         skip, self.skip = self.skip, 0
@@ -54,7 +54,7 @@ class TrainingOrder(DistributedSampler[Any]):
         order = torch.randperm(len(self.dataset), generator=random).tolist()  # type: ignore[arg-type]
         if self.lengths is not None:
             order = self._by_length(order, self.lengths, random)
-        order += (order * self.num_replicas)[: self.total_size - len(order)]  # so that all processes have equally many
+        order += (order * self.num_replicas)[: self.total_size - len(order)]  # the same number for all processes
         yield from ((self.epoch, index) for index in order[self.rank :: self.num_replicas][skip:])
 
     def _by_length(self, order: list[int], lengths: Sequence[int], random: torch.Generator) -> list[int]:
@@ -68,9 +68,9 @@ class TrainingOrder(DistributedSampler[Any]):
 
 
 class Seeded(Dataset[tuple[Tensor, Any]]):
-    """Sample (epoch, index) of a data set, where all that torch's generator draws follows from the seed and these two.
+    """A data set indexed by (epoch, index): these two and the seed determine all that torch's generator draws.
 
-    Transforms that are to repeat draw from torch, as torchvision's do.
+    Transforms that should be reproducible must draw from torch's generator, as torchvision's do.
     """
 
     def __init__(self, dataset: Dataset[tuple[Tensor, Any]]) -> None:
@@ -90,9 +90,9 @@ class Seeded(Dataset[tuple[Tensor, Any]]):
 
 
 class TrainingLoader(DataLoader[tuple[Tensor, Any]]):
-    """A DataLoader that begins when its first batch is asked for.
+    """A DataLoader that starts its sampler and workers only when the first batch is requested.
 
-    Lightning makes the iterator before it has told the sampler the epoch, and before a checkpoint's state is there.
+    Lightning creates the iterator before it sets the sampler's epoch and restores a checkpoint.
     """
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]

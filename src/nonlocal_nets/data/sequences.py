@@ -1,4 +1,4 @@
-"""What the sequence data modules share: padding with a mask, batches of similar lengths.
+"""What the sequence data modules share: padding with a mask, and batches of similar lengths.
 
 Shape suffixes: B batch, C channels, L positions.
 """
@@ -20,8 +20,8 @@ class Sequences(Dataset[tuple[Tensor, Any]]):
     """Sequences in memory: sample k is a signal (C, L), float32, or tokens (L,), int64, and its target.
 
     Args:
-        values: one tensor a sample; lengths may differ. Tokens may be of any integer type, such as a byte each.
-        targets: a label each, or what else tells a sample, such as its path.
+        values: one tensor per sample; lengths may differ. Tokens may have any integer type, such as uint8.
+        targets: one label per sample; or, for `predict`, one name per sample.
     """
 
     def __init__(self, values: Sequence[Tensor], targets: Sequence[Any]) -> None:
@@ -38,9 +38,9 @@ class Sequences(Dataset[tuple[Tensor, Any]]):
 
 
 def collate(samples: Sequence[tuple[Tensor, Any]]) -> tuple[Padded, Any]:
-    """A batch, padded with zeros to its longest sample: ((B, C, L) or (B, L), mask), targets.
+    """A batch ((B, C, L) or (B, L), mask), targets; zeros at the end pad samples to the length of the longest.
 
-    The mask, bool (B, L), is True where a sample has values, and None where all are equally long.
+    The mask, bool (B, L), is True where a sample has values. It is None if all samples have the same length.
     """
     lengths = torch.tensor([x.shape[-1] for x, _ in samples])
     longest = int(lengths.max())
@@ -50,20 +50,20 @@ def collate(samples: Sequence[tuple[Tensor, Any]]) -> tuple[Padded, Any]:
 
 
 class SequenceDataModule(DataModule):
-    """Batches ((x, mask), labels): signals (B, C, L), float32, or tokens (B, L), int64. For `predict` names as labels.
+    """Batches ((x, mask), labels) of signals (B, C, L), float32, or tokens (B, L), int64; names instead for `predict`.
 
-    A batch is as long as its longest sample, see `collate`; in training it has samples of similar lengths. Data sets
-    that have an attribute `lengths` are those whose samples differ in length.
+    A batch is as long as its longest sample, see `collate`. If the training data set has an attribute `lengths`,
+    training batches have samples of similar lengths.
 
     Args:
         class_names: in the order of the labels.
-        channels: of a signal; or how many tokens there are, 0 to channels - 1.
-        length: of the longest training sample, positions.
-        batch_size: samples a batch. In training an incomplete last batch is dropped.
-        num_workers: processes that load.
+        channels: number of channels of a signal, or size of the vocabulary: tokens are 0 to channels - 1.
+        length: length of the longest training sample.
+        batch_size: samples per batch. In training an incomplete last batch is dropped.
+        num_workers: number of processes that load.
     """
 
-    tokens = False  # whether samples are tokens
+    tokens = False  # whether the samples are tokens
 
     def __init__(
         self, class_names: Sequence[str], channels: int, length: int, batch_size: int, num_workers: int

@@ -10,25 +10,25 @@ import numpy as np
 from torch import Tensor
 
 from nonlocal_nets.data.audio import check_wav, frames, log_mel, mel_filters, read_wav, shifted
-from nonlocal_nets.data.base import Files, Target, check_corrupt, check_least, find_files
+from nonlocal_nets.data.base import Files, Target, check_corrupt, check_minimum, find_files, listed
 from nonlocal_nets.data.sequences import SequenceDataModule
 
 RATE = 16_000  # Hz
 LISTS = {"val": "validation_list.txt", "test": "testing_list.txt"}
-CHECKED = 5000  # recordings whose headers are read before any work starts; a second or so
+CHECKED = 5000  # number of recordings whose headers are checked before training starts; takes about a second
 
 
 class Recordings(Files[Target]):
     """Sample k is recording k, a waveform (1, samples) or a log-mel spectrogram (n_mels, frames), and its target.
 
     Args:
-        samples, corrupt, max_corrupt: of `Files`.
-        max_length: of a recording, samples.
-        filters: of the spectrogram; None: the waveform.
-        shift: by how many samples at most it is moved at random.
+        samples, corrupt, max_corrupt: see `Files`.
+        max_length: maximum length of a recording, in samples.
+        filters: mel filters of the spectrogram; None: the waveform.
+        shift: maximum random shift in time, in samples.
     """
 
-    what = "recordings"
+    noun = "recordings"
 
     def __init__(
         self,
@@ -50,30 +50,30 @@ class Recordings(Files[Target]):
 
 
 class SpeechCommands(SequenceDataModule):
-    """The folder as published: `root/<word>/<speaker>_nohash_<n>.wav`, validation_list.txt and testing_list.txt.
+    """The published folder: `root/<word>/<speaker>_nohash_<n>.wav`, validation_list.txt and testing_list.txt.
 
-    Each folder is a class, but those that begin with an underscore, such as _background_noise_; training is on what is
-    in neither list. The classes "unknown" and "silence" of the competition are not made. Recordings that are shorter
-    than others are padded in the batch, and masked.
+    Each folder is a class, except folders whose name begins with an underscore, such as _background_noise_. Recordings
+    that are in neither list are for training. The classes "unknown" and "silence" of the competition are not created.
+    In a batch, shorter recordings are padded and masked.
 
     Args:
-        root: the folder.
-        words: the classes, in this order; null: all folders, sorted. yaml needs quotes around yes, no, on and off.
+        root: the folder with the recordings and the two lists.
+        words: the classes, in this order; null: all folders, sorted. In yaml, put quotes around yes, no, on and off.
         features: "log_mel", (n_mels, frames): frames of 25 ms every 10 ms; or "waveform", (1, samples), in [-1, 1).
-        n_mels: of a spectrogram.
-        max_length: of a recording, samples, of which a second has 16,000; a longer one is taken for corrupt.
-        time_shift: by how many seconds at most training moves a recording, to either side at random; 0: not at all.
-        corrupt: "stop" at a recording that cannot be read, with its path, before any work if its header tells; or
-            "replace" it by the next good one, with a warning. In validation and test that one then counts twice.
-        max_corrupt: with "replace", the share of a part's recordings that may be corrupt; one more stops.
-        batch_size: samples a batch. In training an incomplete last batch is dropped.
-        num_workers: processes that load; 0 loads in the main process.
-        path: for `predict`, a wav file or a folder that is searched for them. A corrupt one always stops `predict`.
+        n_mels: number of mel filters of the spectrogram.
+        max_length: maximum length of a recording, in samples, 16,000 per second; a longer one counts as corrupt.
+        time_shift: maximum shift in time, in seconds, to either side at random, in training; 0: no shift.
+        corrupt: "stop" at a recording that cannot be read and name it, before training starts if its header is
+            corrupt; or "replace" it by the next good one, with a warning. In validation and test that one then counts
+            twice.
+        max_corrupt: with "replace", the share of a part's recordings that may be corrupt; one more stops the run.
+        batch_size: samples per batch. In training an incomplete last batch is dropped.
+        num_workers: number of processes that load; 0 loads in the main process.
+        path: for `predict`, a wav file or a folder that is searched for wav files. A corrupt one always stops it.
 
     Raises:
-        ValueError: an option that cannot be, a missing folder or list, a listed file that is missing, with the line.
-        CorruptFileError: with the path, a recording that is empty, damaged, no 16-bit PCM of 16 kHz and one channel, or
-            too long.
+        ValueError: an invalid argument, a missing folder or list, or a missing file that is listed.
+        CorruptFileError: a recording that is empty, damaged, too long, or not 16-bit PCM at 16 kHz with one channel.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class SpeechCommands(SequenceDataModule):
     ) -> None:
         if features not in ("log_mel", "waveform"):
             raise ValueError(f"features must be 'log_mel' or 'waveform', got {features!r}")
-        check_least({"n_mels": (n_mels, 1), "max_length": (max_length, 1)})
+        check_minimum({"n_mels": (n_mels, 1), "max_length": (max_length, 1)})
         if time_shift < 0:
             raise ValueError(f"time_shift must be at least 0 seconds, got {time_shift}")
         check_corrupt(corrupt, max_corrupt)
@@ -120,43 +120,43 @@ class SpeechCommands(SequenceDataModule):
 
 
 def find_recordings(root: Path, words: Sequence[str] | None) -> tuple[list[str], dict[str, list[tuple[str, int]]]]:
-    """The classes, and paths and labels of "train", "val" and "test"."""
+    """The classes, and the paths and labels of "train", "val" and "test"."""
     expected = f"expected {root}/<word>/*.wav, validation_list.txt and testing_list.txt"
     folders = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-    there = [name for name in folders if name[0] not in "_."]
-    classes = there if words is None else list(words)
-    if not there:
-        raise ValueError(f"no folder of a word in {root}: {expected}")
-    if not classes or len(set(classes)) < len(classes) or not set(classes) <= set(there):
-        given = ", ".join(classes) or "none"
-        raise ValueError(f"words must be among the folders in {root}, once each: {', '.join(there)}; got {given}")
-    listed = {name: part for part, file in LISTS.items() for name in read_list(root / file, words)}
+    existing = [name for name in folders if name[0] not in "_."]
+    classes = existing if words is None else list(words)
+    if not existing:
+        raise ValueError(f"no word folder in {root}: {expected}")
+    if not classes or len(set(classes)) < len(classes) or not set(classes) <= set(existing):
+        given = listed(sorted(set(classes) - set(existing)) or classes, 60) or "none"
+        raise ValueError(f"words must be distinct folders in {root}, which has {listed(existing, 60)}; got {given}")
+    part_of = {name: part for part, file in LISTS.items() for name in read_list(root / file, words)}
     parts: dict[str, list[tuple[str, int]]] = {"train": [], "val": [], "test": []}
     for label, word in enumerate(classes):
         files = sorted(path.name for path in (root / word).glob("*.wav"))
         if not files:
             raise ValueError(f"no recording in {root / word}: {expected}")
         for name in files:
-            parts[listed.get(f"{word}/{name}", "train")].append((str(root / word / name), label))
+            parts[part_of.get(f"{word}/{name}", "train")].append((str(root / word / name), label))
     if empty := [part for part, samples in parts.items() if not samples]:
         raise ValueError(f"no recording for {' and '.join(empty)} in {root}: {expected}")
     return classes, parts
 
 
 def read_list(path: Path, words: Sequence[str] | None) -> list[str]:
-    """The lines <word>/<file> of a list, of the words asked for, null: of all; ValueError where a file is missing."""
+    """The lines <word>/<file> of a list, only for some words if `words` is given; ValueError if a file is missing."""
     if not path.is_file():
         raise ValueError(f"no file {path}: expected lines <word>/<speaker>_nohash_<n>.wav")
     lines = [(number, line.strip()) for number, line in enumerate(path.read_text().splitlines(), 1)]
-    asked = [(number, line) for number, line in lines if line and (words is None or line.partition("/")[0] in words)]
-    for number, line in asked:
+    chosen = [(number, line) for number, line in lines if line and (words is None or line.partition("/")[0] in words)]
+    for number, line in chosen:
         if not (path.parent / line).is_file():
             raise ValueError(f"{path}, line {number}: no file {path.parent / line}")
-    return [line for _, line in asked]
+    return [line for _, line in chosen]
 
 
 def fake(root: str | Path) -> dict[str, Any]:
-    """Write the layout with tones instead of words: 3 words of 7 recordings of 0.05 to 0.1 s, and a noise.
+    """Write the published layout with tones for 3 words, 7 recordings of 0.05 to 0.1 s each, and a recording of noise.
 
     Returns:
         The arguments with which `SpeechCommands` reads them.
@@ -177,7 +177,7 @@ def fake(root: str | Path) -> dict[str, Any]:
 
 
 def write_wav(path: Path, samples: np.ndarray[Any, np.dtype[np.float64]], rate: int = RATE) -> None:
-    """Write samples in [-1, 1) as a wav file of 16-bit PCM, one channel."""
+    """Write samples in [-1, 1) as a mono wav file of 16-bit PCM."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with wave.open(str(path), "wb") as file:
         file.setparams((1, 2, rate, 0, "NONE", "not compressed"))

@@ -1,4 +1,4 @@
-"""The .ts files of the UCR and UEA archives: a header, @data, and a line a series.
+"""The .ts files of the UCR and UEA archives: a header, @data, and one line per series.
 
     # a comment
     @problemName Walks
@@ -11,8 +11,9 @@
     0.5,0.7,?:1.0,1.1,1.2:slow
     0.1,0.2:1.3,1.4:fast
 
-Dimensions end with a colon, values are separated by commas, and the label comes last; `?` or NaN is a missing value. Of
-the header only @timeStamps, @targetLabel, @classLabel and @data are looked at: the lines of data say the rest.
+Values are separated by commas, and each dimension ends with a colon, after which comes the next one or the label. `?`
+and NaN are missing values. Of the header, only @timeStamps, @targetLabel, @classLabel and @data are read; the rest
+follows from the data.
 """
 
 import math
@@ -22,14 +23,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from nonlocal_nets.data.base import CorruptFileError
+from nonlocal_nets.data.base import CorruptFileError, listed
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
-Lines = Iterator[tuple[int, str]]  # with their numbers, from 1
+Lines = Iterator[tuple[int, str]]  # line numbers, from 1, and lines
 
 
 class TimeSeries(NamedTuple):
-    """A line of data: values (C, L), NaN where missing; the label, None where it is not read; the line's number."""
+    """A line of data: values (C, L), NaN if missing; the label, None if it is not read; the line number."""
 
     values: Array
     label: str | None
@@ -37,14 +38,14 @@ class TimeSeries(NamedTuple):
 
 
 class TsFile(NamedTuple):
-    """A file: its path, the labels that its header names, and its series."""
+    """A file: its path, the labels in its header, and its series."""
 
     path: str
     labels: tuple[str, ...]
     series: list[TimeSeries]
 
     def at(self, series: TimeSeries) -> str:
-        """Where a series is, in messages."""
+        """The position of a series, for messages."""
         return f"{self.path}, line {series.line}"
 
 
@@ -52,14 +53,14 @@ def read_ts(path: str | Path, channels: int | None = None) -> TsFile:
     """Read a .ts file.
 
     Args:
-        path: of the file, in UTF-8; other bytes, as in names in comments, do no harm.
-        channels: null: all series have a label of the header, and as many dimensions as the first. Or how many
-            dimensions there have to be, in a file to predict: labels are then neither needed nor read.
+        path: path of the file, in UTF-8; invalid bytes, as they occur in comments, are ignored.
+        channels: required number of dimensions, for a file to predict, whose labels are optional and not read. None:
+            each series must have a label from the header, and as many dimensions as the first series.
 
     Raises:
-        CorruptFileError: with the file and the line, what cannot be read: an empty file, no @data or nothing after it,
-            time stamps, a regression's targets, no @classLabel, a label that it does not name, a value that is no
-            finite number, another number of dimensions, dimensions of unequal length. NaN is a value.
+        CorruptFileError: an empty file, no @data or no series after it, time stamps, targets of a regression, no
+            @classLabel, a label that it does not list, a value that is neither a finite number nor missing, a wrong
+            number of dimensions, or dimensions of different lengths. The message names the file and the line.
     """
     with open(path, encoding="utf-8-sig", errors="replace") as file:
         lines = enumerate(file, 1)
@@ -71,7 +72,7 @@ def read_ts(path: str | Path, channels: int | None = None) -> TsFile:
             if line.strip() and not line.startswith("#"):
                 series.append(_series(f"{path}, line {number}", number, line, labels, channels))
                 if channels is None and len(series[0].values) != len(series[-1].values):
-                    counts = f"{_dimensions(len(series[-1].values))}, the lines before have {len(series[0].values)}"
+                    counts = f"{_dimensions(len(series[-1].values))}, but previous lines have {len(series[0].values)}"
                     raise CorruptFileError(f"{path}, line {number}: {counts}")
     if not series:
         raise CorruptFileError(f"{path}: no series after @data")
@@ -79,7 +80,7 @@ def read_ts(path: str | Path, channels: int | None = None) -> TsFile:
 
 
 def _header(path: str, lines: Lines) -> tuple[str, ...]:
-    """Read up to @data; the labels of @classLabel."""
+    """Read the header, up to @data; return the labels of @classLabel."""
     labels: tuple[str, ...] = ()
     number = 0
     for number, line in lines:
@@ -88,9 +89,7 @@ def _header(path: str, lines: Lines) -> tuple[str, ...]:
             case "@data", _:
                 return labels
             case "@timestamps", "true":
-                raise CorruptFileError(
-                    f"{path}, line {number}: time stamps are not read: give values at even steps alone"
-                )
+                raise CorruptFileError(f"{path}, line {number}: time stamps, expected values at equal intervals only")
             case "@targetlabel", "true":
                 raise CorruptFileError(f"{path}, line {number}: targets of a regression, expected @classLabel")
             case "@classlabel", "true":
@@ -103,46 +102,47 @@ def _series(where: str, number: int, line: str, labels: tuple[str, ...], channel
     if channels is None:
         *fields, last = fields
         if not fields:
-            raise CorruptFileError(f"{where}: no dimension before a label, expected <values>:<label>")
+            raise CorruptFileError(f"{where}: a single field, expected <values>:<label>")
         return TimeSeries(_values(where, fields), _label(where, last.strip(), labels), number)
-    labelled = len(fields) == channels + 1 and "," not in fields[-1]  # else it is one dimension more
+    labelled = len(fields) == channels + 1 and "," not in fields[-1]  # else the last field is a dimension
     if len(fields) != channels and not labelled:
-        raise CorruptFileError(f"{where}: {_dimensions(len(fields))}, expected {channels}, and a label or none")
+        raise CorruptFileError(f"{where}: {_dimensions(len(fields))}, expected {channels} and an optional label")
     return TimeSeries(_values(where, fields[:channels]), None, number)
 
 
 def _label(where: str, given: str, labels: Sequence[str]) -> str:
-    """The header's spelling of a label; upper and lower case may differ."""
+    """The header's spelling of a label, which may differ in upper and lower case."""
     found = [label for label in labels if label == given] or [x for x in labels if x.lower() == given.lower()]
     if not found:
-        raise CorruptFileError(f"{where}: label {given[:40]!r}, the header's @classLabel names {', '.join(labels)}")
+        raise CorruptFileError(f"{where}: label {given[:40]!r}, expected one of @classLabel: {listed(labels)}")
     return found[0]
 
 
 def _values(where: str, fields: list[str]) -> Array:
-    """(C, L) of its dimensions."""
+    """The values (C, L) of a series from its dimensions."""
     rows = [_row(f"{where}, dimension {k}", field) for k, field in enumerate(fields, 1)]
     lengths = [len(row) for row in rows]
     if min(lengths) < max(lengths):
-        raise CorruptFileError(f"{where}: dimensions of unequal length: {', '.join(map(str, lengths))}")
+        raise CorruptFileError(f"{where}: dimensions of different lengths: {listed(map(str, lengths))}")
     return np.array(rows)
 
 
 def _row(where: str, field: str) -> list[float]:
-    words = field.replace("?", "nan").split(",")
+    texts = field.replace("?", "nan").split(",")
     try:
-        row = list(map(float, words))
+        row = list(map(float, texts))
     except ValueError:
         row = [math.inf]
     if math.inf in row or -math.inf in row:
-        k = next(k for k, word in enumerate(words) if not _is_value(word))
-        raise CorruptFileError(f"{where}: value {k + 1} is no finite number: {field.split(',')[k].strip()!r}")
+        k = next(k for k, text in enumerate(texts) if not _is_value(text))
+        given = field.split(",")[k].strip()[:40]
+        raise CorruptFileError(f"{where}: value {k + 1} is not a finite number: {given!r}")
     return row
 
 
-def _is_value(word: str) -> bool:
+def _is_value(text: str) -> bool:
     try:
-        return not math.isinf(float(word))
+        return not math.isinf(float(text))
     except ValueError:
         return False
 

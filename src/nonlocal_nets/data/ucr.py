@@ -10,7 +10,7 @@ import torch
 from lightning_utilities.core.imports import RequirementCache
 from torch import Tensor
 
-from nonlocal_nets.data.base import CorruptFileError, split
+from nonlocal_nets.data.base import CorruptFileError, listed, split
 from nonlocal_nets.data.sequences import SequenceDataModule, Sequences
 from nonlocal_nets.data.ts_files import Array, TsFile, read_ts
 
@@ -20,33 +20,33 @@ NORMALISE = ("train", "series", "none")
 
 
 class UCR(SequenceDataModule):
-    """Time series of one set of the archives, of one or more dimensions, which are the channels, and of any lengths.
+    """Time series of a data set of the archives, of any lengths; their dimensions become the channels.
 
-    The split into train and test is the archive's own; validation is a random share of train, even in each class. The
-    classes are those of train, in the order of its header.
+    The split into train and test is the archive's; validation is a random share of train, in the same proportions for
+    each class. The classes are the labels that occur in train, in the order of its header.
 
     Args:
-        name: of the set. The package aeon ships ArrowHead, BasicMotions, GunPoint, ItalyPowerDemand, JapaneseVowels,
-            OSULeaf, ACSF1, PickupGestureWiimoteZ and a few more. null: the only set in `root`.
-        root: a folder with `<name>_TRAIN.ts` and `<name>_TEST.ts`, or with a folder `<name>` that has them; default the
-            one inside aeon.
-        val_fraction: the share of train for validation. 0: all of train is trained on, and validated on too, as where
-            the literature takes the checkpoint of the lowest training loss.
-        seed: of this split.
-        normalise: (x - mean) / std of each channel; "train": over all values that are trained on, "series": of each
-            series by itself, "none": not at all.
-        missing: what becomes of NaN and ?; "error": no run, "linear": interpolated in its channel, at the ends the
-            nearest value, "zero": 0, before the normalisation.
-        max_length: of a series, positions; a longer one is an error. null: none is too long.
-        batch_size: samples a batch. In training an incomplete last batch is dropped.
-        num_workers: processes that load; 0 loads in the main process.
-        path: for `predict`, a .ts file, with labels or without; its samples are called <file>:<number>, from 1.
+        name: name of the data set. The package aeon includes ArrowHead, BasicMotions, GunPoint, ItalyPowerDemand,
+            JapaneseVowels, OSULeaf, ACSF1, PickupGestureWiimoteZ and a few more. null: the only data set in `root`.
+        root: a folder with `<name>_TRAIN.ts` and `<name>_TEST.ts`, or with a folder `<name>` that contains them;
+            default: the one inside aeon.
+        val_fraction: the share of train for validation. 0: all of train is used for both training and validation, as
+            in papers that choose the checkpoint with the lowest training loss.
+        seed: seed of the split into training and validation.
+        normalise: (x - mean) / std for each channel, with mean and std of all training values ("train") or of the
+            series itself ("series"); or "none".
+        missing: what to do with NaN and ?: "error" refuses them, "linear" interpolates in the channel, with the nearest
+            value at the ends, "zero" puts 0 there before the normalisation.
+        max_length: maximum length of a series; a longer one is an error. null: no maximum.
+        batch_size: samples per batch. In training an incomplete last batch is dropped.
+        num_workers: number of processes that load; 0 loads in the main process.
+        path: for `predict`, a .ts file with or without labels. The name of a series is <file>:<number>, from 1.
 
     Raises:
-        ValueError: an option that cannot be, an unknown set, a missing file.
-        CorruptFileError: with file and line, what `read_ts` refuses; in the test another number of dimensions, or a
-            label, than train has; a missing value; a series that is too long.
-        ModuleNotFoundError: no `root`, and aeon is not installed; says how to install it.
+        ValueError: an invalid argument, an unknown data set, or a missing file.
+        CorruptFileError: whatever `read_ts` raises; in the test a number of dimensions or a label that train does not
+            have; a missing value; a series that is too long. The message names the file and the line.
+        ModuleNotFoundError: no `root` is given and aeon is not installed; names the command that installs it.
     """
 
     def __init__(
@@ -99,23 +99,22 @@ class UCR(SequenceDataModule):
 
 
 def find_set(name: str | None, root: str | None) -> tuple[Path, Path]:
-    """The files of train and test of a set, by its name or the only one in `root`; without `root` inside aeon."""
+    """The files of train and test: of the named data set, or the only one, in `root`; without `root`, in aeon."""
     if root is None:
         folder = package_folder()
-        shipped = sorted(
-            path.name for path in folder.iterdir() if all(path.is_file() for path in _files(path, path.name))
-        )
-        if name not in shipped:
-            raise ValueError(f"name must be one of {', '.join(shipped)}, or root a folder with .ts files; got {name!r}")
+        sets = sorted(path.name for path in folder.iterdir() if all(file.is_file() for file in _files(path, path.name)))
+        if name not in sets:
+            raise ValueError(f"name must be one of {listed(sets, 180)}, or root a folder with .ts files; got {name!r}")
     else:
         folder = Path(root)
         names = [path.name.removesuffix("_TRAIN.ts") for path in sorted(folder.glob("*_TRAIN.ts"))]
         if name is None and len(names) != 1:
-            found = f"of the sets in {root} name must choose one: {', '.join(names)}" if names else f"no set in {root}"
-            raise ValueError(f"{found}; expected <name>_TRAIN.ts and <name>_TEST.ts")
+            if names:
+                raise ValueError(f"name must be one of the data sets in {root}: {listed(names)}")
+            raise ValueError(f"no data set in {root}; expected <name>_TRAIN.ts and <name>_TEST.ts")
         name = name or names[0]
-    for place in (folder / name, folder):
-        train, test = _files(place, name)
+    for candidate in (folder / name, folder):
+        train, test = _files(candidate, name)
         if train.is_file() and test.is_file():
             return train, test
     raise ValueError(f"no files {name}_TRAIN.ts and {name}_TEST.ts in {folder} or {folder / name}")
@@ -126,22 +125,22 @@ def _files(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def package_folder() -> Path:
-    """Where aeon has its data; it is not imported, which takes seconds and the packages that it needs."""
+    """The folder of aeon's data, without importing aeon, which takes seconds and needs its dependencies."""
     spec = importlib.util.find_spec("aeon") if PACKAGE else None
     if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("the series are in a package, of which the files suffice: pip install --no-deps aeon")
+        raise ModuleNotFoundError("the time series are in a package, whose files suffice: pip install --no-deps aeon")
     return Path(spec.origin).parent / "datasets" / "data"
 
 
 def complete(file: TsFile, channels: int, missing: str, max_length: int | None) -> list[Array]:
-    """The values (channels, L) of a file's series, without a missing one."""
+    """The values (channels, L) of each series of a file, with missing values filled in."""
     found = []
     for series in file.series:
         if len(series.values) != channels:
-            raise CorruptFileError(f"{file.at(series)}: {len(series.values)} dimensions, train has {channels}")
+            raise CorruptFileError(f"{file.at(series)}: {len(series.values)} dimensions, but train has {channels}")
         length = series.values.shape[1]
         if max_length is not None and length > max_length:
-            raise CorruptFileError(f"{file.at(series)}: {length} positions, more than max_length={max_length}")
+            raise CorruptFileError(f"{file.at(series)}: length {length}, more than max_length={max_length}")
         found.append(_imputed(series.values, missing, file.at(series)))
     return found
 
@@ -152,34 +151,34 @@ def _imputed(x: Array, missing: str, where: str) -> Array:
         return x
     if missing == "error":
         channel, position = np.argwhere(gaps)[0] + 1
-        hint = "missing=linear or missing=zero puts one there"
+        hint = "missing=linear and missing=zero fill it in"
         raise CorruptFileError(f"{where}, dimension {channel}: value {position} is missing; {hint}")
     if missing == "zero":
         return np.where(gaps, 0, x)
     if gaps.all(1).any():
-        raise CorruptFileError(f"{where}: a dimension without any value cannot be interpolated")
+        raise CorruptFileError(f"{where}: a dimension without any values cannot be interpolated")
     positions = np.arange(x.shape[1])
     rows = [np.interp(positions, positions[~gap], row[~gap]) for row, gap in zip(x, gaps, strict=True)]
     return np.stack(rows)
 
 
 def numbered(file: TsFile, classes: Sequence[str]) -> list[int]:
-    """The labels of a file's series, as numbers."""
+    """The labels of a file's series as numbers."""
     for series in file.series:
         if series.label not in classes:
-            listed = ", ".join(classes)
-            raise CorruptFileError(f"{file.at(series)}: label {series.label!r} is not in train, which has {listed}")
+            problem = f"label {series.label!r} does not occur in train, which has {listed(classes)}"
+            raise CorruptFileError(f"{file.at(series)}: {problem}")
     return [classes.index(str(series.label)) for series in file.series]
 
 
 def moments(x: Array) -> tuple[Array, Array]:
-    """Mean and standard deviation (C, 1) of rows (C, L); for a constant row 1 instead of 0."""
+    """Mean and standard deviation, (C, 1) each, of rows (C, L); the latter is 1 for a constant row."""
     mean, std = x.mean(1, keepdims=True), x.std(1, keepdims=True)
-    return mean, np.where(std > 1e-12 * np.abs(mean), std, 1)  # rounding may make it a little more than 0
+    return mean, np.where(std > 1e-12 * np.abs(mean), std, 1)  # rounding may make it slightly above 0
 
 
 def scaled(x: Array, normalise: str, whole: tuple[Array, Array]) -> Tensor:
-    """(x - mean) / std, float32; `whole` has these of all series that are trained on."""
+    """(x - mean) / std, float32; `whole` has mean and std of all training series."""
     if normalise != "none":
         mean, std = whole if normalise == "train" else moments(x)
         x = (x - mean) / std
@@ -187,7 +186,7 @@ def scaled(x: Array, normalise: str, whole: tuple[Array, Array]) -> Tensor:
 
 
 def fake(root: str | Path) -> dict[str, Any]:
-    """Write a set of two dimensions and three classes: 15 training and 6 test series of 20 to 40 positions.
+    """Write a data set with two dimensions and three classes: 15 training and 6 test series of length 20 to 40.
 
     Returns:
         The arguments with which `UCR` reads them.
@@ -196,7 +195,7 @@ def fake(root: str | Path) -> dict[str, Any]:
     Path(root).mkdir(parents=True, exist_ok=True)
     labels = ("slow", "fast", "still")
     for part, count in (("TRAIN", 15), ("TEST", 6)):
-        lines = ["# made up", "@problemName Fake", "@timeStamps false", "@missing false", "@univariate false"]
+        lines = ["# synthetic", "@problemName Fake", "@timeStamps false", "@missing false", "@univariate false"]
         lines += ["@dimensions 2", "@equalLength false", f"@classLabel true {' '.join(labels)}", "@data"]
         for k in range(count):
             time = np.arange(random.integers(20, 41))

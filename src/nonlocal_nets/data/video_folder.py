@@ -1,38 +1,38 @@
-"""Any set of videos in folders, and UCF101 (Soomro et al. 2012) and HMDB51 (Kuehne et al. 2011) by their lists."""
+"""Videos in class folders; UCF101 (Soomro et al. 2012) and HMDB51 (Kuehne et al. 2011) with their official splits."""
 
 import re
 from pathlib import Path
 from typing import Any
 
-from nonlocal_nets.data.base import split
+from nonlocal_nets.data.base import listed, split
 from nonlocal_nets.data.decoding import VIDEO_EXTENSIONS, plain_frames, write_video
 from nonlocal_nets.data.videos import SMALL, Sample, VideoDataModule
 
 
 class VideoFolder(VideoDataModule):
-    """Videos in one folder a class; the sorted names of the folders are the classes.
+    """Videos with one folder per class; the classes are the sorted names of the folders.
 
-    Two layouts, told apart by whether `root/train` or `root/val` holds folders:
+    There are two layouts, the first if `root/train` or `root/val` contains folders:
 
-    - `root/train/<class>/*` and `root/val/<class>/*`, and `root/test/<class>/*` if it is there; else the test is on
-      val.
-    - `root/<class>/*`. Without `splits` they are split at random, evenly in each class. With it the test is an official
-      one, and validation a random share of the training videos; of UCF101 whole groups of it, for a group is cut out of
-      one recording.
+    - `root/train/<class>/*`, `root/val/<class>/*` and, optionally, `root/test/<class>/*`. Without a test folder the
+      test uses val.
+    - `root/<class>/*`. Without `splits`, they are split at random, in the same proportions for each class. With it, the
+      test is an official one, and validation is a random share of the training videos. From UCF101, validation takes
+      whole groups, since the videos of a group are cut from one recording.
 
     Args:
-        root: the folder.
-        splits: the folder with the official lists: UCF101's trainlist01.txt and testlist01.txt, or HMDB51's
-            lists such as wave_test_split1.txt; null: a random split.
-        fold: which of the three official splits.
-        val_fraction: the share for validation, with `splits` of the training videos; of the second layout only.
-        test_fraction: the share for the test, without `splits`; of the second layout only.
-        seed: of the random split; of the second layout only.
-        kwargs: of `VideoDataModule`.
+        root: the folder with the videos.
+        splits: the folder with the official lists: UCF101's trainlist01.txt and testlist01.txt, or HMDB51's lists such
+            as wave_test_split1.txt; null: a random split.
+        fold: which of the three official splits to use: 1, 2 or 3.
+        val_fraction: the share for validation, with `splits` of the training videos; only for the second layout.
+        test_fraction: the share for the test without `splits`; only for the second layout.
+        seed: seed of the random split; only for the second layout.
+        kwargs: arguments of `VideoDataModule`.
 
     Raises:
-        ValueError: a folder without videos or without lists, listed videos that are missing, `splits` for the first
-            layout, train and val with different classes, a share out of range.
+        ValueError: a folder without videos or lists, listed videos that are missing, `splits` with the first layout,
+            different classes in train and val, or an invalid argument.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class VideoFolder(VideoDataModule):
         folder = Path(root)
         if _has_folders(folder / "train") or _has_folders(folder / "val"):
             if splits is not None:
-                raise ValueError(f"{folder} is split already, into train and val: splits must be null, got {splits}")
+                raise ValueError(f"{folder} is already split into train and val: splits must be null, got {splits}")
             classes, parts = read_parts(folder)
         elif splits is None:
             classes, samples = read_folder(folder)
@@ -67,14 +67,14 @@ def _has_folders(folder: Path) -> bool:
 
 
 def read_parts(root: Path) -> tuple[list[str], dict[str, list[Sample]]]:
-    """Classes and samples of root/train, root/val and, if it has class folders, root/test."""
+    """Classes, and samples of each part, of root/train, root/val and, if it has class folders, root/test."""
     names = ["train", "val", *(["test"] if _has_folders(root / "test") else [])]
     read = {part: read_folder(root / part) for part in names}
     classes = read["train"][0]
     for part, (others, _) in read.items():
         if others != classes:
             only = {"train": set(classes) - set(others), part: set(others) - set(classes)}
-            sides = "; ".join(f"only in {side}: {', '.join(sorted(who)[:5]) or 'none'}" for side, who in only.items())
+            sides = "; ".join(f"only in {side}: {listed(sorted(names), 40) or 'none'}" for side, names in only.items())
             raise ValueError(f"{root / 'train'} and {root / part} have different classes; {sides}")
     return classes, {"test": read["val"][1], **{part: samples for part, (_, samples) in read.items()}}
 
@@ -91,8 +91,8 @@ def read_folder(root: Path) -> tuple[list[str], list[Sample]]:
     return [folder.name for folder in folders], samples
 
 
-def official(lists: Path, fold: int, there: set[str]) -> tuple[list[str], list[str]]:
-    """Training and test videos, as <class>/<file>, of UCF101's lists or HMDB51's."""
+def official(lists: Path, fold: int, existing: set[str]) -> tuple[list[str], list[str]]:
+    """Training and test videos, as <class>/<file>, from UCF101's or HMDB51's lists; ValueError if one is missing."""
     ucf = [lists / f"{part}list{fold:02}.txt" for part in ("train", "test")]
     hmdb = sorted(lists.glob(f"*_test_split{fold}.txt"))
     if all(path.is_file() for path in ucf):
@@ -102,13 +102,12 @@ def official(lists: Path, fold: int, there: set[str]) -> tuple[list[str], list[s
         train, test = ([f"{name}/{file}" for name, file, use in rows if use == wanted] for wanted in ("1", "2"))
     else:
         raise ValueError(
-            f"no lists of split {fold} in {lists}: expected UCF101's trainlist{fold:02}.txt and testlist{fold:02}.txt, "
+            f"no lists for split {fold} in {lists}: expected UCF101's trainlist{fold:02}.txt and testlist{fold:02}.txt "
             f"or HMDB51's <class>_test_split{fold}.txt"
         )
-    missing = [name for name in (*train, *test) if name not in there]
+    missing = [name for name in (*train, *test) if name not in existing]
     if missing:
-        some, listed = ", ".join(missing[:3]), len(train) + len(test)
-        raise ValueError(f"{len(missing)} of {listed} listed videos are missing: {some}")
+        raise ValueError(f"{len(missing)} of {len(train) + len(test)} listed videos are missing: {listed(missing)}")
     return train, test
 
 
@@ -117,28 +116,29 @@ def _lines(path: Path) -> list[str]:
 
 
 def _row(path: Path, line: str) -> tuple[str, str]:
-    """File and use of a line of HMDB51: 1 is for training, 2 for the test, 0 for neither."""
+    """File and use of a line of HMDB51: 1 for training, 2 for the test, 0 for neither."""
     file, _, use = line.strip().rpartition(" ")
     if use not in ("0", "1", "2"):
-        raise ValueError(f"{path}: expected lines '<file> 0|1|2', got {line!r}")
+        raise ValueError(f"{path}: expected lines '<file> 0|1|2', got {line[:80]!r}")
     return file.strip(), use
 
 
 def _validation(train: list[Sample], fraction: float, seed: int) -> dict[str, list[Sample]]:
-    """Training videos and, of whole groups of them, validation."""
-    group = [re.sub(r"(_g\d+)_c\d+\.\w+$", r"\1", path) for path, _ in train]  # HMDB51's names have no such end
-    firsts = {name: label for name, (_, label) in reversed(list(zip(group, train, strict=True)))}
-    names = sorted(firsts)
-    chosen = split([firsts[name] for name in names], {"val": fraction}, seed)
+    """Split the training videos into train and val without splitting a group."""
+    # UCF101: v_<class>_g<group>_c<clip>.avi; HMDB51's names do not end so, which makes each video a group of its own
+    groups = [re.sub(r"(_g\d+)_c\d+\.\w+$", r"\1", path) for path, _ in train]
+    labels = {group: label for group, (_, label) in zip(groups, train, strict=True)}
+    names = sorted(labels)
+    chosen = split([labels[name] for name in names], {"val": fraction}, seed)
     val = {names[k] for k in chosen["val"]}
     parts: dict[str, list[Sample]] = {"train": [], "val": []}
-    for name, sample in zip(group, train, strict=True):
-        parts["val" if name in val else "train"].append(sample)
+    for group, sample in zip(groups, train, strict=True):
+        parts["val" if group in val else "train"].append(sample)
     return parts
 
 
 def fake(root: str | Path) -> dict[str, Any]:
-    """Write UCF101's layout: 3 classes of 4 groups of 2 videos, 20 frames of 32 x 48, and the lists of split 1.
+    """Write UCF101's layout: 3 classes with 4 groups of 2 videos each, 20 frames of 32 x 48, and the lists of split 1.
 
     Returns:
         The arguments with which `VideoFolder` reads them.

@@ -1,4 +1,4 @@
-"""What the video data modules share: clips of T frames, their transforms, and the views of a test.
+"""What the video data modules share: clips of T frames, their transforms, and the views for evaluation.
 
 Shape suffixes: V views, C channels, T frames, H and W pixels.
 """
@@ -14,10 +14,10 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as F
 
-from nonlocal_nets.data.base import DataModule, Files, Target, check_corrupt, check_least, find_files
+from nonlocal_nets.data.base import DataModule, Files, Target, check_corrupt, check_minimum, find_files
 from nonlocal_nets.data.decoding import VIDEO_EXTENSIONS, CorruptVideoError, open_video
 
-MEAN = (0.45, 0.45, 0.45)  # the released code's, (x - 114.75) / 57.375 of pixels up to 255
+MEAN = (0.45, 0.45, 0.45)  # of the released code: (x - 114.75) / 57.375 for pixels up to 255
 STD = (0.225, 0.225, 0.225)
 SMALL: dict[str, Any] = {  # arguments of VideoDataModule for the videos that `fake` writes
     "frames": 8,
@@ -34,18 +34,22 @@ Sample = tuple[str, int]  # path and label
 
 
 class Clips(Files[Target]):
-    """Sample k is one random clip of video k, (C, T, H, W), or the views of it in a test, (V, C, T, H, W).
+    """Sample k is one random clip of video k, (C, T, H, W), for training; or its views, (V, C, T, H, W), V >= 1.
+
+    The views are `clips` x `crops`: all crops of the first clip, then those of the second.
 
     Args:
-        samples, corrupt, max_corrupt: of `Files`.
-        frames: T of a clip.
-        stride: frames of the video from one frame of the clip to the next.
-        transform: of frames (T, C, H, W), uint8, to one view of them or several (V, T, C, H, W), float32.
-        clips: None for one at random; else how many, evenly from the first to the last that fits, one in the middle.
-        rate: frames a second of a video that is a folder of images.
+        samples, corrupt, max_corrupt: see `Files`.
+        frames: T, the number of frames in a clip.
+        stride: distance between consecutive frames of a clip, in frames of the video.
+        transform: (T, C, H, W), uint8, -> (T, C, H, W), float32.
+        clips: how many clips, at even distances from the first possible one to the last, or only the middle one;
+            None: one random clip, without the axis of views.
+        crops: how many square crops of each clip, see `crop`; None: the whole frame.
+        rate: frames per second of a video that is a folder of images.
     """
 
-    what = "videos"
+    noun = "videos"
 
     def __init__(
         self,
@@ -54,12 +58,14 @@ class Clips(Files[Target]):
         stride: int,
         transform: Any,
         clips: int | None = None,
+        crops: int | None = None,
         corrupt: Literal["stop", "replace"] = "stop",
         max_corrupt: float = 0.01,
         rate: float = 24.0,
     ) -> None:
         super().__init__(samples, corrupt, max_corrupt)
-        self.frames, self.stride, self.transform, self.clips, self.rate = frames, stride, transform, clips, rate
+        self.frames, self.stride, self.transform, self.rate = frames, stride, transform, rate
+        self.clips, self.crops = clips, crops
 
     def read(self, path: str, target: Target) -> tuple[Tensor, Any]:
         span = (self.frames - 1) * self.stride + 1
@@ -67,77 +73,75 @@ class Clips(Files[Target]):
             room = len(video) - span
             if room < 0:
                 raise CorruptVideoError(f"{len(video)} frames, too short for {self.frames} with stride {self.stride}")
-            starts = [int(torch.randint(room + 1, ()))] if self.clips is None else _evenly(room, self.clips)
+            starts = [int(torch.randint(room + 1, ()))] if self.clips is None else _evenly_spaced(room, self.clips)
             numbers = [start + k * self.stride for start in starts for k in range(self.frames)]
-            wanted = sorted(set(numbers))
-            pixels = video.frames(wanted)
+            distinct = sorted(set(numbers))
+            pixels = video.frames(distinct)
             begin, end = starts[0] / video.rate, (starts[0] + span) / video.rate
-        clips_TCHW = torch.from_numpy(pixels[np.searchsorted(wanted, numbers)]).permute(0, 3, 1, 2)
-        views = [self.transform(clip) for clip in torch.split(clips_TCHW, self.frames)]
-        views_VTCHW = torch.cat([view if view.ndim == 5 else view[None] for view in views])
-        x = views_VTCHW.transpose(1, 2).contiguous()
-        if self.clips is not None:
-            begin, end = 0.0, math.inf
-        return x if len(x) > 1 else x[0], self.label(target, begin, end)
+        frames_TCHW = torch.from_numpy(pixels[np.searchsorted(distinct, numbers)]).permute(0, 3, 1, 2)
+        views = [crop(self.transform(clip), self.crops) for clip in torch.split(frames_TCHW, self.frames)]
+        views_VCTHW = torch.cat(views).transpose(1, 2).contiguous()
+        if self.clips is None:
+            return views_VCTHW[0], self.label(target, begin, end)
+        return views_VCTHW, self.label(target, 0.0, math.inf)
 
     def label(self, target: Target, begin: float, end: float) -> Any:
-        """The label of the clip from begin to end, seconds; in a test of the whole video, from 0 to infinity."""
+        """The label of a clip from begin to end, in seconds; for views it is that of the whole video, 0 to infinity."""
         return target
 
 
-def _evenly(room: int, clips: int) -> list[int]:
-    """The first frames of clips, of which the last may start at `room`."""
-    if clips == 1:
+def _evenly_spaced(room: int, count: int) -> list[int]:
+    """Positions from 0 to `room`, rounded down; a single one is in the middle."""
+    if count == 1:
         return [room // 2]
-    return [room * k // (clips - 1) for k in range(clips)]
+    return [room * k // (count - 1) for k in range(count)]
 
 
-class Crops:
-    """Squares (V, T, C, S, S) of frames (T, C, H, W) whose shorter side is S: at both ends and in between."""
+def crop(frames: Tensor, crops: int | None) -> Tensor:
+    """(T, C, H, W) -> (V, T, C, S, S): squares of side S = min(H, W) at even distances from one end to the other.
 
-    def __init__(self, crops: int) -> None:
-        self.crops = crops
-
-    def __call__(self, frames: Tensor) -> Tensor:
-        height, width = frames.shape[-2:]
-        side = min(height, width)
-        starts = _evenly(max(height, width) - side, self.crops)
-        return torch.stack([F.crop(frames, *((k, 0) if height > width else (0, k)), side, side) for k in starts])
+    A single square is in the middle; `crops` None gives the whole frames, (1, T, C, H, W).
+    """
+    if crops is None:
+        return frames[None]
+    height, width = frames.shape[-2:]
+    side = min(height, width)
+    starts = _evenly_spaced(max(height, width) - side, crops)
+    return torch.stack([F.crop(frames, *((k, 0) if height > width else (0, k)), side, side) for k in starts])
 
 
 class VideoDataModule(DataModule):
-    """Clips (B, 3, T, H, W), float32 and normalised, with labels; in test and predict views (B, V, 3, T, H, W),
-    of which a single one has no axis V.
+    """Normalised clips (B, 3, T, H, W), float32, for training; views (B, V, 3, T, H, W) for the rest; and labels.
 
-    Training takes one clip at random of each video, resizes its shorter side to a length drawn from `scale`, crops a
-    square at random and mirrors every other one. Validation takes the middle of the clip in the middle. The test takes
-    `test_clips` x `test_crops` views, whose probabilities the task averages: 10 x 3 of 256 in the released code; the
-    paper's are 10 x "frame", the whole frame.
+    Training takes one random clip of each video, resizes its shorter side to a random length in `scale`, takes a random
+    square crop and mirrors it with probability 0.5. Validation has a single view, V = 1: the central crop of the middle
+    clip. Test and predict have V = `test_clips` x `test_crops` views, whose probabilities the task averages. The
+    released code takes 10 x 3 views of 256 pixels, the paper 10 x "frame", the whole frame.
 
     Args:
         class_names: in the order of the labels.
         parts: paths and targets of "train", "val" and "test".
-        frames: T, frames of a clip.
-        stride: frames of the video from one frame of the clip to the next: 32 x 2 covers 64 of them.
-        image_size: side of a clip in training and validation, pixels.
-        scale: the range of the shorter side in training, pixels; validation takes the lower end.
-        flip: mirror every other clip, left to right.
-        test_clips: how many clips of a video are tested, evenly from its start to its end.
-        test_crops: how many squares of each, or "frame" for the whole of it.
-        test_size: the shorter side in the test, pixels.
-        batch_size: samples a batch. In training an incomplete last batch is dropped.
-        test_batch_size: videos a batch in test and predict; with test_crops="frame" videos differ in size: then 1.
-        num_workers: processes that decode; 0 decodes in the main process.
-        mean: of the normalisation (x - mean) / std of red, green and blue in [0, 1]; the released code's.
-        std: of the normalisation.
-        corrupt: what to do with a video that is damaged, empty, without pictures or too short: "stop" with its path, or
+        frames: T, the number of frames in a clip.
+        stride: distance between consecutive frames of a clip, in frames of the video: 32 x 2 spans 64 of them.
+        image_size: side of the square crop in training and validation, in pixels.
+        scale: smallest and largest length of the shorter side in training, in pixels; validation takes the smallest.
+        flip: whether training mirrors clips left to right with probability 0.5.
+        test_clips: clips per video in test and predict, at even distances from its start to its end.
+        test_crops: square crops of each of these clips, or "frame" for the whole frame.
+        test_size: length of the shorter side in test and predict, in pixels.
+        batch_size: samples per batch in training and validation. In training an incomplete last batch is dropped.
+        test_batch_size: videos per batch in test and predict; must be 1 for test_crops="frame", as frame sizes differ.
+        num_workers: number of processes that decode; 0 decodes in the main process.
+        mean: means of red, green and blue in [0, 1] for the normalisation (x - mean) / std; the released code's.
+        std: standard deviations for the normalisation, as for mean.
+        corrupt: what to do with a video that is damaged, empty, without pictures or too short: "stop" and name it, or
             "replace" it by the next good one, with a warning. In validation and test that one then counts twice.
-        max_corrupt: with "replace", the share of a part's videos that may be so; one more stops, with the list. The
-            workers of a process count together, the processes of a distributed run each for itself.
+        max_corrupt: with "replace", the share of a part's videos that may be corrupt; one more stops the run. All
+            workers of a process share the count; each process of a distributed run has its own.
         path: for `predict`, a video or a folder that is searched for videos. A corrupt one always stops `predict`.
 
     Raises:
-        ValueError: a size, share or path that cannot be.
+        ValueError: an invalid size, share or path.
     """
 
     def __init__(
@@ -161,50 +165,48 @@ class VideoDataModule(DataModule):
         max_corrupt: float = 0.01,
         path: str | None = None,
     ) -> None:
-        least = {"frames": (frames, 1), "stride": (stride, 1), "image_size": (image_size, 1)}
-        least |= {"test_clips": (test_clips, 1), "test_size": (test_size, 1), "test_batch_size": (test_batch_size, 1)}
-        check_least(least)
+        minimum = {"frames": (frames, 1), "stride": (stride, 1), "image_size": (image_size, 1)}
+        minimum |= {"test_clips": (test_clips, 1), "test_size": (test_size, 1), "test_batch_size": (test_batch_size, 1)}
+        check_minimum(minimum)
         if test_crops != "frame" and not (isinstance(test_crops, int) and test_crops >= 1):
             raise ValueError(f"test_crops must be an int of at least 1 or 'frame', got {test_crops!r}")
         if not image_size <= scale[0] <= scale[1]:
             raise ValueError(f"scale must be two rising lengths of at least image_size={image_size}, got {scale}")
         if test_crops == "frame" and test_batch_size > 1:
-            raise ValueError(
-                f"test_crops='frame' takes videos of any size, so test_batch_size=1, not {test_batch_size}"
-            )
+            raise ValueError(f"test_crops='frame' needs test_batch_size=1, as sizes vary; got {test_batch_size}")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f"mean and std must be three numbers, std above 0; got {mean} and {std}")
         check_corrupt(corrupt, max_corrupt)
         super().__init__(class_names, (3, frames, image_size, image_size), batch_size, num_workers)
-        self.parts, self.corrupt, self.max_corrupt = parts, corrupt, max_corrupt
-        self.test_batch_size, self.test_clips = test_batch_size, test_clips
-        self.clip = {"frames": frames, "stride": stride}
+        self.parts, self.test_batch_size = parts, test_batch_size
+        self.clip = {"frames": frames, "stride": stride, "corrupt": corrupt, "max_corrupt": max_corrupt}
+        self.views: dict[str, dict[str, int | None]] = {
+            "train": {"clips": None, "crops": None},
+            "val": {"clips": 1, "crops": None},
+            "test": {"clips": test_clips, "crops": None if test_crops == "frame" else test_crops},
+        }
         to_float = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
         jitter = [v2.RandomShortestSize(list(range(scale[0], scale[1] + 1))), v2.RandomCrop(image_size)]
         mirror = [v2.RandomHorizontalFlip()] if flip else []
-        self.train_transform = v2.Compose([*jitter, *mirror, *to_float])
-        self.val_transform = v2.Compose([v2.Resize(scale[0]), v2.CenterCrop(image_size), *to_float])
-        self.test_transform = v2.Compose([v2.Resize(test_size), *to_float])
-        if test_crops != "frame":
-            self.test_transform = v2.Compose([self.test_transform, Crops(test_crops)])
+        self.transforms = {
+            "train": v2.Compose([*jitter, *mirror, *to_float]),
+            "val": v2.Compose([v2.Resize(scale[0]), v2.CenterCrop(image_size), *to_float]),
+            "test": v2.Compose([v2.Resize(test_size), *to_float]),
+        }
         self.paths = None if path is None else find_files(path, VIDEO_EXTENSIONS, "video")
 
     def dataset(self, part: str) -> Dataset[tuple[Tensor, Any]]:
         return self.clips(self.parts[part], part)
 
     def clips(self, samples: Sequence[tuple[str, Any]], part: str) -> Clips[Any]:
-        """The clips of videos, as the part takes them. To be overridden by what has labels in time."""
+        """The clips of a part; overridden by data sets whose labels depend on time."""
         return Clips(samples, **self.arguments(part))
 
     def arguments(self, part: str) -> dict[str, Any]:
-        """Of `Clips`."""
-        transform = {"train": self.train_transform, "val": self.val_transform, "test": self.test_transform}[part]
-        number = {"train": None, "val": 1, "test": self.test_clips}[part]
-        shares = {"corrupt": self.corrupt, "max_corrupt": self.max_corrupt}
-        return {**self.clip, "transform": transform, "clips": number, **shares}
+        """The arguments of `Clips` for a part."""
+        return {"transform": self.transforms[part], **self.clip, **self.views[part]}
 
     def predict_dataset(self) -> Dataset[tuple[Tensor, str]]:
         if self.paths is None:
             raise ValueError("predict needs videos: --data.path=<file or folder>")
-        samples = [(path, path) for path in self.paths]
-        return Clips(samples, **{**self.arguments("test"), "corrupt": "stop"})
+        return Clips([(path, path) for path in self.paths], **self.arguments("test") | {"corrupt": "stop"})

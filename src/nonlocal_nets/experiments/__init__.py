@@ -1,1 +1,1 @@
-"""Many runs: compared, and swept."""
+"""Many runs: variants side by side, sweeps, and their tables."""

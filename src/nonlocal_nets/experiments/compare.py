@@ -1,126 +1,199 @@
-r"""Train one config in several variants with several seeds, test each run, and print mean and spread side by side.
+r"""Train several variants of one config with several seeds, test each run, and print mean and spread side by side.
 
-    python -m nonlocal_nets.experiments.compare configs/image/cued_digits.yaml --seeds 5 \
-        --variant "no block: --model.blocks=none" --variant "dot product: --model.pairwise=dot_product"
+    python train.py compare configs/image/cued_digits.yaml --seeds 5 \
+        --variant "no block: --model.blocks.at=none" --variant "dot product: --model.blocks.pairwise=dot_product"
 
-Each run is the `train.py fit` and `train.py test` that it prints, with a folder of its own. Tested is the checkpoint
-that was the best in validation. All runs share this process, which saves the imports, or `--processes`, which share the
-cores: small networks are faster one to a core.
+Each run is the `train.py fit` and `train.py test` that are printed, in a folder of its own. The checkpoint that was the
+best in validation is tested. The runs take turns in this process, which imports everything once, or share `--processes`
+workers, which divide the cores: small networks train faster on one core each.
 """
 
-import argparse
-import csv
-import multiprocessing
-import os
+import contextlib
+import io
 import re
 import shlex
-import statistics
-import sys
 import time
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from nonlocal_nets.experiments.arguments import ExperimentError, Parser, count
+from nonlocal_nets.experiments.table import Outcome, save_csv, table
+from nonlocal_nets.experiments.workers import run_all
 from nonlocal_nets.run.cli import main as command
 
 
-def run(config: str, name: str, words: list[str], seed: int, stamp: str, metric: str) -> dict[str, str | float]:
-    """Fit and test one variant with one seed; what came out, as a row of the results."""
-    slug = re.sub(r"\W+", "-", name.lower()).strip("-")
-    fit = ["fit", "--config", config, "--seed_everything", str(seed), "--id", f"{stamp}-{slug}-{seed}", *words]
-    print(f"\n$ python train.py {shlex.join(fit)}", flush=True)
+@dataclass(frozen=True)
+class Job:
+    """A variant to be trained with a seed and tested."""
+
+    config: str
+    variant: str
+    args: list[str]  # what the variant and the user add to the command
+    seed: int
+    id: str
+    metric: str | None  # None: the one that the task monitors, in the test
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a job came to."""
+
+    variant: str
+    seed: int
+    metric: str
+    mode: str | None  # "max" or "min"; None if it is not known which values are better
+    value: float
+    seconds: float  # of training
+    folder: Path
+
+
+def run(job: Job) -> Result:
+    """Fit and test one variant with one seed.
+
+    Raises:
+        ExperimentError: the test has no such metric, or the model monitors none.
+    """
+    fit = ["fit", "--config", job.config, *job.args, "--seed_everything", str(job.seed), "--id", job.id]
     started = time.monotonic()
-    folder = command(fit).run_folder
+    folder = announced(fit).run_folder
     seconds = time.monotonic() - started
-    test = ["test", "--config", str(folder / "config.yaml"), "--ckpt_path", "best"]
-    print(f"\n$ python train.py {shlex.join(test)}", flush=True)
-    metrics = command(test).trainer.callback_metrics
+    tested = announced(["test", "--config", str(folder / "config.yaml"), "--ckpt_path", "best"])
+    metrics = tested.trainer.callback_metrics
+    monitored = re.sub("^val/", "test/", getattr(tested.model, "monitor", ""))
+    metric = job.metric or monitored
+    if not metric:
+        raise ExperimentError(f"{type(tested.model).__name__} does not say what it monitors; choose by --metric")
     if metric not in metrics:
-        raise SystemExit(f"no metric {metric!r} after the test; there are: {', '.join(metrics)}")
+        raise ExperimentError(f"no metric {metric!r} after the test; there are: {', '.join(metrics)}")
+    mode = getattr(tested.model, "mode", None) if metric == monitored else None
+    return Result(job.variant, job.seed, metric, mode, float(metrics[metric]), seconds, folder)
+
+
+def announced(args: list[str]) -> Any:
+    print(f"\n$ python train.py {shlex.join(args)}", flush=True)
+    return command(args)
+
+
+def main(args: list[str]) -> list[dict[str, str | float]]:
+    """Run `train.py compare`; the rows of the csv: seed by seed, in the order of the variants."""
+    parser = build_parser()
+    end = args.index("--") if "--" in args else len(args)
+    options, common = parser.parse_args(args[:end]), args[end + 1 :]
+    try:
+        variants = {name: common + own for name, own in parse_variants(options.variant).items()}
+        check(options.config, variants)
+        results, path = compare(options.config, variants, options.seeds, options.metric, options.processes)
+    except ExperimentError as error:
+        parser.error(str(error))
+    report(results, options.processes, path)
+    return [row(result) for result in results]
+
+
+def build_parser() -> Parser:
+    description, epilog = __doc__.split("\n\n")[0], "Arguments after -- are added to the command of every run."
+    parser = Parser(prog="train.py compare", description=description, epilog=epilog)
+    parser.add_argument("config", help="a config of train.py")
+    parser.add_argument("--seeds", type=count, default=1, help="how many seeds, from 0 (default: %(default)s)")
+    parser.add_argument("--metric", help="what to compare (default: the metric that the task monitors, in the test)")
+    parser.add_argument("--processes", type=count, default=1, help="how many runs at once (default: %(default)s)")
+    text = "a name, a colon, and the arguments that it adds to the command; repeat for each variant"
+    parser.add_argument("--variant", action="append", required=True, metavar="'NAME: ARGS'", help=text)
+    return parser
+
+
+def parse_variants(texts: list[str]) -> dict[str, list[str]]:
+    """The names of the variants and their arguments.
+
+    Raises:
+        ExperimentError: no name or no colon, two variants that would share a folder, or an unclosed quotation.
+    """
+    variants: dict[str, list[str]] = {}
+    for text in texts:
+        name, colon, args = text.partition(":")
+        name = name.strip()
+        if not colon or not slug(name):
+            raise ExperimentError(
+                f"--variant must be a name, a colon and arguments, such as 'wide: --x=1', got {text!r}"
+            )
+        if slug(name) in map(slug, variants):
+            raise ExperimentError(f"two variants are named {name!r}, or differ only in case and punctuation")
+        try:
+            variants[name] = shlex.split(args)
+        except ValueError as error:
+            raise ExperimentError(f"--variant {text!r}: {error}") from error
+    return variants
+
+
+def slug(name: str) -> str:
+    """A name as a part of a run's id."""
+    return re.sub(r"\W+", "-", name.lower()).strip("-")
+
+
+def check(config: str, variants: dict[str, list[str]]) -> None:
+    """Have the command line parse the command of each variant, so that no mistake shows up after hours of other runs.
+
+    Raises:
+        ExperimentError: there is no such config, or a command is refused.
+    """
+    if not Path(config).is_file():
+        raise ExperimentError(f"no config file {config!r}")
+    for name, args in variants.items():
+        errors = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
+                command(["fit", "--config", config, *args, "--print_config"])
+        except SystemExit as end:
+            if end.code:
+                reason = re.sub(r"^\S+: error: ", "", errors.getvalue())
+                raise ExperimentError(f"variant {name!r}: {reason}") from end
+
+
+def compare(
+    config: str, variants: dict[str, list[str]], seeds: int, metric: str | None, processes: int
+) -> tuple[list[Result], Path]:
+    """Run all variants with all seeds; the results, seed by seed, and the csv, which gets a row whenever a run ends.
+
+    Raises:
+        ExperimentError: the test has no such metric, or the tasks of two variants monitor different ones.
+    """
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    jobs = [
+        Job(config, name, args, seed, f"{stamp}-{slug(name)}-{seed}", metric)
+        for seed in range(seeds)
+        for name, args in variants.items()
+    ]
+    order = [(job.seed, job.variant) for job in jobs]
+    ended: list[Result] = []
+    for result in run_all(run, jobs, processes):
+        ended.append(result)
+        if result.metric != ended[0].metric:
+            raise ExperimentError(f"variants monitor {ended[0].metric!r} and {result.metric!r}; choose one by --metric")
+        results = sorted(ended, key=lambda result: order.index((result.seed, result.variant)))
+        path = ended[0].folder.parent / f"{stamp}.csv"
+        save_csv([row(result) for result in results], path)
+    return results, path
+
+
+def row(result: Result) -> dict[str, str | float]:
+    """A row of the csv."""
     return {
-        "variant": name,
-        "seed": seed,
-        metric: metrics[metric].item(),
-        "fit seconds": seconds,
-        "folder": str(folder),
+        "variant": result.variant,
+        "seed": result.seed,
+        result.metric: result.value,
+        "fit seconds": result.seconds,
+        "folder": str(result.folder),
     }
 
 
-def table(rows: list[dict[str, str | float]], metric: str) -> str:
-    """A Markdown table: mean, standard deviation and range over the seeds, one line a variant."""
-    lines = [f"| variant | {metric}, mean ± std | lowest to highest | seeds | training, s |", "|---|---|---|---|---|"]
-    for name in dict.fromkeys(str(row["variant"]) for row in rows):
-        mine = [row for row in rows if row["variant"] == name]
-        values = [float(row[metric]) for row in mine]
-        spread = f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
-        seconds = statistics.mean(float(row["fit seconds"]) for row in mine)
-        figures = f"{statistics.mean(values):.3f}{spread} | {min(values):.3f} to {max(values):.3f} | {len(values)}"
-        lines.append(f"| {name} | {figures} | {seconds:.0f} |")
-    return "\n".join(lines)
-
-
-def run_all(jobs: list[tuple[Any, ...]], processes: int) -> Iterator[dict[str, str | float]]:
-    """The rows of all jobs, arguments of `run`, as they come."""
-    if processes == 1:
-        yield from (run(*job) for job in jobs)
-        return
-    threads = max((os.cpu_count() or 1) // processes, 1)
-    fresh = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, fresh, initializer=torch.set_num_threads, initargs=(threads,)) as pool:
-        for future in as_completed([pool.submit(run, *job) for job in jobs]):
-            yield future.result()
-
-
-def save(rows: list[dict[str, str | float]], path: Path) -> None:
-    with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def main(args: list[str] | None = None) -> list[dict[str, str | float]]:
-    """The command; returns the rows that it prints and saves."""
-    parser = argparse.ArgumentParser(
-        prog="python -m nonlocal_nets.experiments.compare",
-        description=__doc__.split("\n\n")[0],
-        epilog="Words after -- are added to the command of every run.",
-    )
-    parser.add_argument("config", help="a config of train.py")
-    parser.add_argument("--seeds", type=int, default=1, help="how many seeds, from 0 (default: %(default)s)")
-    parser.add_argument("--metric", default="test/accuracy", help="what to compare (default: %(default)s)")
-    parser.add_argument("--processes", type=int, default=1, help="how many runs at once (default: %(default)s)")
-    text = "a name, a colon, and the words that it adds to the command; once a variant"
-    parser.add_argument("--variant", action="append", required=True, metavar="'NAME: WORDS'", help=text)
-    args = sys.argv[1:] if args is None else args
-    end = args.index("--") if "--" in args else len(args)
-    given, common = parser.parse_args(args[:end]), args[end + 1 :]
-    for name in ("seeds", "processes"):
-        if getattr(given, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(given, name)}")
-    variants = {name.strip(): shlex.split(words) for name, _, words in (v.partition(":") for v in given.variant)}
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    jobs = [
-        (given.config, name, [*common, *words], seed, stamp, given.metric)
-        for seed in range(given.seeds)
-        for name, words in variants.items()
-    ]
-    rows: list[dict[str, str | float]] = []
-    for row in run_all(jobs, given.processes):
-        rows = sorted([*rows, row], key=lambda row: (row["seed"], list(variants).index(str(row["variant"]))))
-        results = Path(str(row["folder"])).parent / f"{stamp}.csv"
-        save(rows, results)
-    print(f"\n{table(rows, given.metric)}\n")
-    print(
-        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {given.processes} at once; every row: {results}"
-    )
-    for row in rows:
-        pictures = ", ".join(str(path) for path in sorted(Path(str(row["folder"])).glob("*.png")))
-        print(f"{row['variant']}, seed {row['seed']}: {row['folder']}" + (f", picture: {pictures}" if pictures else ""))
-    return rows
-
-
-if __name__ == "__main__":
-    main()
+def report(results: list[Result], processes: int, path: Path) -> None:
+    """Print the table, and where everything is."""
+    outcomes = [Outcome(result.variant, result.value, result.seconds) for result in results]
+    print(f"\n{table(outcomes, 'variant', results[0].metric, results[0].mode)}\n")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {processes} at once; every run: {path}")
+    for result in results:
+        pictures = ", ".join(map(str, sorted(result.folder.glob("*.png"))))
+        end = f", picture: {pictures}" if pictures else ""
+        print(f"{result.variant}, seed {result.seed}: {result.folder}{end}")

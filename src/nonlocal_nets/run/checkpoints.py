@@ -1,4 +1,4 @@
-"""The checkpoints of a run: written whole or not at all, the last one always, and which of them to take."""
+"""The checkpoints of a run: written completely or not at all, best and last, and which of them to resume from."""
 
 import os
 from pathlib import Path
@@ -19,9 +19,9 @@ class CheckpointWriteError(OSError):
 
 
 class WholeCheckpoints(TorchCheckpointIO):
-    """Writes beside the old file, to the disk, and then puts the new one in its place.
+    """Writes a new file, flushes it to the disk, and then renames it over the old one.
 
-    Whenever the process is killed, or the disk full, a checkpoint of that name is the old one or the new one. Lightning
+    Even if the process is killed or the disk is full, a checkpoint is always the old one or the new one. Lightning
     2.6 writes in the folder for temporary files and copies from there.
     """
 
@@ -43,7 +43,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
-    """The checkpoint of a folder that was written last and can be read, and why later ones cannot."""
+    """The checkpoint in a folder that was written last and can be read, and why later ones cannot be."""
     torn = []
     for path in sorted(
         folder.glob("*.ckpt"), key=lambda p: (p.stat().st_mtime_ns, p.name == "last.ckpt"), reverse=True
@@ -57,19 +57,43 @@ def newest(folder: Path) -> tuple[Path | None, list[str]]:
     return None, torn
 
 
+class BestCheckpoint(ModelCheckpoint):
+    """Lightning's ModelCheckpoint, which by default monitors what the task says, in the direction that it says.
+
+    Args:
+        monitor: the metric by which the best checkpoint is chosen; null: that of the task.
+        mode: "max" if the highest is the best, "min" if the lowest; null: what the metric calls better.
+        **kwargs: arguments of ModelCheckpoint.
+    """
+
+    def __init__(self, monitor: str | None = None, mode: str | None = None, **kwargs: Any) -> None:
+        super().__init__(monitor=monitor or "of the task", mode=mode or "min", **kwargs)
+        self.given_monitor, self.given_mode = monitor, mode
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.monitor = self.given_monitor or getattr(pl_module, "monitor", None)
+        mode_of = getattr(pl_module, "mode_of", None)
+        self.mode = self.given_mode or ("min" if mode_of is None else mode_of(self.monitor))
+        self.kth_value = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
+        super().setup(trainer, pl_module, stage)
+
+
 class LastCheckpoint(ModelCheckpoint):
     """Writes last.ckpt as often as the user wants checkpoints, by default every epoch, good or bad, and at the end.
 
     Lightning 2.6's `save_last` writes it only together with a new best one, from which a run would then go on.
 
     Args:
-        words: arguments of the run's ModelCheckpoint.
+        dirpath: the folder of the checkpoints.
+        arguments: those of the run's BestCheckpoint.
     """
 
-    def __init__(self, words: Any) -> None:
-        often = {name: words[name] for name in ("every_n_train_steps", "train_time_interval", "every_n_epochs")}
+    def __init__(self, dirpath: Path, arguments: Any) -> None:
+        often = {name: arguments[name] for name in ("every_n_train_steps", "train_time_interval", "every_n_epochs")}
         # at the end of an epoch: where only some are validated, Lightning would save after these
-        super().__init__(filename="last", enable_version_counter=False, save_on_train_epoch_end=True, **often)
+        often |= {"save_on_train_epoch_end": True, "enable_version_counter": False}
+        super().__init__(dirpath, filename="last", **often)
+        self.path = dirpath / "last.ckpt"
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The end of a run is often between two intervals."""
@@ -77,19 +101,19 @@ class LastCheckpoint(ModelCheckpoint):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def _save_checkpoint(self, trainer: pl.Trainer, filepath: str) -> None:
-        """Not told to the loggers: wandb's would make it the artifact of the best one."""
+        """Without a word to the loggers: wandb's would make it the artifact of the best one."""
         trainer.save_checkpoint(filepath, self.save_weights_only)
         self._last_global_step_saved = trainer.global_step
         self._last_checkpoint_saved = filepath
 
 
 def best_checkpoint(last: Path) -> Path:
-    """The best checkpoint that a run's last one tells of; a ValueError where it does not."""
+    """The best checkpoint of a run, as recorded in its last one; a ValueError where none is recorded."""
     if not last.is_file():
         raise ValueError(f"no last checkpoint in {last.parent}")
     read(last)  # says why, if it is none
     states = torch.load(last, map_location="cpu", weights_only=True)["callbacks"]
     paths = [Path(state["best_model_path"]) for state in states.values() if state.get("best_model_score") is not None]
     if not paths:
-        raise ValueError(f"{last} tells of no best checkpoint: nothing was monitored")
+        raise ValueError(f"{last} records no best checkpoint: nothing was monitored")
     return paths[0] if paths[0].is_file() else last.with_name(paths[0].name)  # the run's folder may have moved

@@ -9,16 +9,13 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
 from pytorch_lightning.cli import LightningArgumentParser
 
 from nonlocal_nets.run.help import Help
-
-# Arguments of the model that only the data can know: linked, so that jsonargparse would drop what a user sets.
-FROM_DATA = ("num_classes", "input_size")
 
 # What a line of a message becomes: nothing where it says nothing to a user.
 REWRITE = [
@@ -29,6 +26,12 @@ REWRITE = [
     (r"Expected a <class '(\w+)'>\. Got value: (.*)", r"expected \1, got \2"),
     (r"Expected a dot import path string: (.*)", r"no class \1"),
     (r"Expected a path but \S+ either not accessible or invalid", ""),
+]
+UNKNOWN = [  # how jsonargparse says that a name is not known
+    r"Option '(\w+)' is not accepted.*",
+    r"Group '([\w.]+)' does not accept option '([\w.]+)'",
+    r"does not accept option '([\w.]+)'",
+    r"Unrecognized arguments: --([\w.]+)",
 ]
 
 
@@ -47,8 +50,8 @@ def readable(message: str, options: Iterable[str] = ()) -> str:
     """The line of a message that says what is wrong, with the nearest names where one is not known.
 
     Args:
-        message: what jsonargparse, or a constructor that it called, says: a tree of indented lines.
-        options: the words that the command accepts, such as "--trainer.max_epochs".
+        message: of jsonargparse, or of a constructor that it called: a tree of indented lines.
+        options: that the command accepts, such as "--trainer.max_epochs".
     """
     parts = []
     for line in message.splitlines():
@@ -63,27 +66,49 @@ def readable(message: str, options: Iterable[str] = ()) -> str:
         accepted = " or ".join("null" if name == "NoneType" else name for name in types)
         given = re.search(r"Given value: (.*)", message)
         text += f": expected {accepted}, got {given[1] if given else 'something else'}"
-    if unknown := re.search(r"Option '(\w+)' is not accepted", text):
-        paths = re.findall(r"class_path '([\w.]+)'", message)
-        return text.replace(unknown[0], f"no argument {unknown[1]!r}") + _nearest(unknown[1], _arguments(paths))
-    if unknown := re.search(r"Unrecognized arguments: (--[\w.]+)", text):
-        return f"no argument {unknown[1]}" + _nearest(unknown[1], options)
-    if unknown := re.search(r"does not accept option '([\w.]+)'", text):
-        return f"no key {unknown[1]!r}" + _nearest(f"--{unknown[1]}", options)
-    return text
+    return _unknown_name(message, text, options) or _option_group(message, text) or text
+
+
+def _unknown_name(message: str, text: str, options: Iterable[str]) -> str | None:
+    """The line about a name that the command or a class does not know; None where all are known."""
+    for pattern in UNKNOWN:
+        if not (match := re.search(pattern, text)):
+            continue
+        name = ".".join(filter(None, match.groups()))
+        if arguments := _arguments(message):
+            return f"{text[: match.start()]}no argument {name!r}{_nearest(name, arguments)}"
+        return f"no argument --{name}{_nearest(f'--{name}', options)}"
+    return None
+
+
+def _option_group(message: str, text: str) -> str | None:
+    """The line about a value for a whole group of options, such as --model.blocks=paper-5; None where there is none."""
+    match = re.search(r"(\w+): Unable to load config ['\"](.*?)['\"]", text)
+    names = [name for name in _arguments(message) if match and name.startswith(f"{match[1]}.")]
+    if match is None or not names:
+        return None
+    return f"{text[: match.start()]}{match[1]} is a group of options, got {match[2]!r}; it has {', '.join(names)}"
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
+    """The known names that are like `name`, or that end like it: --model.lr is --model.optimizer.lr."""
+    ends = {known_name.rpartition(".")[2]: known_name for known_name in known}
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
-    return f"; nearest: {', '.join(near)}" if near else ""
+    near += [ends[end] for end in difflib.get_close_matches(name.rpartition(".")[2], list(ends), n=1, cutoff=0.7)]
+    return f"; nearest: {', '.join(dict.fromkeys(near))}" if near else ""
 
 
-def _arguments(class_paths: list[str]) -> list[str]:
-    """The arguments of the class that a message names last."""
-    if not class_paths:
+def _arguments(message: str) -> list[str]:
+    """The arguments of the class that a message names last, and the fields of those that are groups of options."""
+    paths = re.findall(r"class_path '([\w.]+)'", message)
+    if not paths:
         return []
-    module, _, name = class_paths[-1].rpartition(".")
-    return list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+    module, _, name = paths[-1].rpartition(".")
+    names = []
+    for parameter in inspect.signature(getattr(importlib.import_module(module), name)).parameters.values():
+        group = parameter.default if is_dataclass(parameter.default) else None
+        names += [parameter.name] if group is None else [f"{parameter.name}.{field.name}" for field in fields(group)]
+    return names
 
 
 class Parser(LightningArgumentParser):
@@ -111,33 +136,3 @@ def one_line_for(*errors: type[Exception]) -> Iterator[None]:
         if "Original Traceback" in message:  # a worker's: the traceback, and last "path.of.TheError: what it says"
             message = message.splitlines()[-1].partition(": ")[2]
         fail(readable(message))
-
-
-def check_words(words: list[str]) -> None:
-    """Refuse what the parser passes over or says less well: configs that are not there or do not parse, linked values.
-
-    The message names file, line and column of what does not parse.
-    """
-    for word, following in zip(words, [*words[1:], ""], strict=True):
-        option, _, given = word.partition("=")
-        name = option.removeprefix("--model.").removeprefix("init_args.")
-        if option.startswith("--model.") and name in FROM_DATA:
-            fail(f"{option} comes from the data and cannot be set")
-        if option in ("--config", "-c"):
-            _check_config(Path(given or following))
-
-
-def _check_config(path: Path) -> None:
-    if not path.is_file():
-        fail(f"no config file {str(path)!r}")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark: Any = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
-        fail(f"{where}: {getattr(error, 'problem', None) or error}")
-    model = content.get("model") if isinstance(content, dict) else None
-    arguments = model.get("init_args") if isinstance(model, dict) else None
-    for name in FROM_DATA:
-        if isinstance(arguments, dict) and name in arguments:
-            fail(f"{path}: model.init_args.{name} comes from the data and cannot be set")

@@ -1,4 +1,4 @@
-"""The help of train.py: of every argument a sentence or two, its type and its default."""
+"""The help of train.py: for every argument a sentence or two, its type and its default."""
 
 import re
 from argparse import Action
@@ -10,15 +10,16 @@ TITLES = {
     "trainer": "trainer: how it runs, Lightning's Trainer",
     "model": "model: a task of nonlocal_nets.tasks, or any LightningModule",
     "data": "data: a data set of nonlocal_nets.data, or any LightningDataModule",
-    "checkpoint": "checkpoint: when to save, Lightning's ModelCheckpoint",
+    "checkpoint": "checkpoint: when to save, and what is the best; Lightning's ModelCheckpoint",
 }
 CLASS = "A class, then its arguments, --{0}.<argument>=<value>; --{0}.help CLASS lists them"
-OURS = {  # where the command line does something else than Lightning's documentation says
+OURS = {  # where the command line differs from Lightning's documentation
     "model": f"{CLASS.format('model')}.",
     "data": f"{CLASS.format('data')}.",
-    "checkpoint.dirpath": "Folder of the checkpoints; null: runs/<project>/<id>/checkpoints.",
-    "trainer.logger": "What records besides TensorBoard and CSV in the run's folder, as WandbLogger; false: nothing.",
-    "checkpoint.save_last": "Leave it: last.ckpt is always written, as often as the best one is looked for.",
+    "checkpoint.dirpath": "Folder of the checkpoints; null: <trainer.default_root_dir>/<project>/<id>/checkpoints.",
+    "trainer.default_root_dir": "Folder of all runs; each has a folder <project>/<id> in it.",
+    "trainer.logger": "A logger besides TensorBoard and CSV, such as WandbLogger; false: no logger at all.",
+    "checkpoint.save_last": "Leave it false: last.ckpt is always written, as often as the best one is looked for.",
     "ckpt_path": 'A checkpoint, or "last" or "best" of the run. The command line decides, not the checkpoint.',
 }
 

@@ -2,15 +2,11 @@
 
 import os
 import random
-import warnings
 from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
 import torch
-
-# Lightning cannot know that the order of the samples is resumed here.
-warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
 
 
 class Repeatable(pl.Callback):
@@ -36,8 +32,8 @@ class Repeatable(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         self.epoch, self.batches, self.total = trainer.current_epoch, batch_idx + 1, self.total + 1
-        words = (int(os.environ.get("PL_GLOBAL_SEED", 0)), trainer.global_rank, self.epoch, batch_idx)
-        seed = int(np.random.SeedSequence(words).generate_state(1)[0])
+        entropy = (int(os.environ.get("PL_GLOBAL_SEED", 0)), trainer.global_rank, self.epoch, batch_idx)
+        seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002  # what timm draws from
         random.seed(seed)
@@ -45,9 +41,9 @@ class Repeatable(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """Write down how far the loops are as an uninterrupted run would.
+        """Save the progress of the loops as an uninterrupted run would.
 
-        Lightning 2.6 miscounts after it has resumed, so that a run that is interrupted twice would repeat batches.
+        Lightning 2.6 miscounts after a resume, so that a run that is interrupted twice would repeat batches.
         """
         if not self.total:
             return

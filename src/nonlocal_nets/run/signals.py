@@ -1,4 +1,4 @@
-"""A run that is told to end saves first, and a SLURM job that must leave its nodes comes back."""
+"""On a signal a run saves before it ends, and a SLURM job that must leave its nodes is requeued."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
-from nonlocal_nets.callbacks.run_folder import run_folder
+from nonlocal_nets.run.checkpoints import LastCheckpoint
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 
@@ -20,11 +20,11 @@ class SaveOnSignal(pl.Callback):
 
     SIGUSR1, which `sbatch --signal=USR1@90` sends ahead of the time limit and some clusters before a pre-emption, also
     puts a SLURM job back into the queue, and so does the SIGTERM of a pre-emption, but not that of `scancel`. It is
-    enough that one process gets the signal: all agree after each step.
+    enough if one process gets the signal: after each step all processes agree.
     Lightning's own handlers, which these replace while training, save wherever a process happens to be, also between
     the weights of a step. In a validation the signal waits for the next training step.
 
-    A run of `wandb agent` exits with 0: the agent has told it to end, and gives up after five runs that "failed".
+    A run of `wandb agent` exits with 0: the agent has sent the signal, and gives up after five runs that "failed".
     """
 
     def __init__(self) -> None:
@@ -44,14 +44,14 @@ class SaveOnSignal(pl.Callback):
         if not trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
             return
         requeue = trainer.strategy.reduce_boolean_decision(self.received == signal.SIGUSR1, all=False)
-        told = signal.SIGUSR1 if requeue else signal.SIGTERM
-        path = run_folder(trainer) / "checkpoints" / "last.ckpt"
-        trainer.save_checkpoint(path)
-        rank_zero_info(f"{told.name}: saved {path} after step {trainer.global_step}")
+        number = signal.SIGUSR1 if requeue else signal.SIGTERM
+        (last,) = (callback for callback in trainer.callbacks if isinstance(callback, LastCheckpoint))  # type: ignore[attr-defined]
+        trainer.save_checkpoint(last.path)
+        rank_zero_info(f"{number.name}: saved {last.path} after step {trainer.global_step}")
         if trainer.is_global_zero and "SLURM_JOB_ID" in os.environ and (requeue or preempted()):
             requeue_job()
         trainer.strategy.barrier()  # `srun --kill-on-bad-exit` ends the others as soon as one has left
-        raise SystemExit(0 if "WANDB_SWEEP_ID" in os.environ and not requeue else 128 + told)
+        raise SystemExit(0 if "WANDB_SWEEP_ID" in os.environ and not requeue else 128 + number)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.received = number
@@ -76,8 +76,8 @@ def job_id() -> str:
     return os.environ["SLURM_JOB_ID"]
 
 
-def scontrol(*words: str) -> subprocess.CompletedProcess[str]:
+def scontrol(*args: str) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(["scontrol", *words], capture_output=True, text=True)
+        return subprocess.run(["scontrol", *args], capture_output=True, text=True)
     except FileNotFoundError as error:  # in a container; the batch script can still requeue, by the exit code
-        return subprocess.CompletedProcess(words, 127, "", str(error))
+        return subprocess.CompletedProcess(args, 127, "", str(error))

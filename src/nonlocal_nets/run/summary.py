@@ -1,4 +1,4 @@
-"""What came out of a run, how long it took, and where everything is."""
+"""The results of a run, its duration, and its folder, logged at its end."""
 
 import time
 from typing import Any
@@ -8,11 +8,11 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info
 
-from nonlocal_nets.callbacks.run_folder import run_folder
+from nonlocal_nets.tasks import Task
 
 
 class Summary(pl.Callback):
-    """Says at the end of fit, validate and test: the figures, the best checkpoint, the time, and the run's folder.
+    """Logs at the end of fit, validate and test: the figures, the best checkpoint, the time, and the run's folder.
 
     The samples a second of a fit are those of training, all processes together, without the time of validation.
     """
@@ -27,7 +27,8 @@ class Summary(pl.Callback):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.samples += len(batch[1]) * trainer.world_size
+        if isinstance(pl_module, Task):
+            self.samples += pl_module.num_samples(batch) * trainer.world_size
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.evaluation_started = time.monotonic()
@@ -61,5 +62,5 @@ class Summary(pl.Callback):
 
 def say(trainer: pl.Trainer, lines: dict[str, str]) -> None:
     """Print the lines and the run's folder, once in a distributed run."""
-    lines["folder"] = str(run_folder(trainer))
+    lines["folder"] = trainer.default_root_dir
     rank_zero_info("\n".join(f"{name:8}{text}" for name, text in lines.items()))

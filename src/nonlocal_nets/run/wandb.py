@@ -1,4 +1,4 @@
-"""Weights & Biases beside the local loggers: where its files go, when it is offline, and where a run ends."""
+"""Weights & Biases beside the local loggers: where its files go, whether it is offline, and when a run ends."""
 
 import netrc
 import os
@@ -11,18 +11,18 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.utilities import rank_zero_info
 
 
-def place(trainer_words: Any, project: str, run_id: str, folder: Path) -> None:
-    """Of what the user left open in the WandbLoggers: the run's project and id, and its folder for the files.
+def complete(trainer_args: Any, project: str, run_id: str, folder: Path) -> None:
+    """Give the WandbLoggers what the user left open: project and id of the run, and its folder for the files.
 
-    Without a key wandb would ask for one: then it logs offline.
+    Without an API key wandb logs offline, instead of asking for one.
 
     Args:
-        trainer_words: the trainer's config.
+        trainer_args: the trainer's config.
         project: of the run.
         run_id: one id, one run: a job that was requeued goes on in its run.
         folder: the run's.
     """
-    given = trainer_words.logger
+    given = trainer_args.logger
     for logger in given if isinstance(given, list) else [given]:
         if str(getattr(logger, "class_path", "")).endswith(".WandbLogger"):
             folder.mkdir(parents=True, exist_ok=True)  # or wandb goes elsewhere

@@ -1,5 +1,12 @@
-"""What the tasks share: one step for all stages, exact metrics, and the optimiser."""
+"""The contract of a task: what it says of itself, and what it then gets for nothing.
 
+A subclass builds its network and metrics, and says what it monitors, its training loss of a batch, and how a batch is
+evaluated. The optimiser and its schedule, logging, FSDP, and counting each evaluated sample once are here.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import pytorch_lightning as pl
@@ -9,43 +16,104 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DistributedSampler
-from torchmetrics import MeanMetric, Metric, MetricCollection
-from torchmetrics.classification import MulticlassAccuracy
+from torchmetrics import MeanMetric, MetricCollection
 
-from nonlocal_nets.tasks.optimisation import Optimisation
+from nonlocal_nets.tasks.options import Optimizer, Schedule
 
 STAGES = ("train", "val", "test")
+OF_THE_LEARNING_RATE = ("base_values", "warmup_lr_init", "warmup_steps")  # in the state of a timm schedule
 
 
-class Task(pl.LightningModule):
-    """A network, a loss and metrics; a subclass builds them and calls `super().__init__`.
+class Task(pl.LightningModule, ABC):
+    """A network and how it learns.
+
+    A subclass must define `monitor`, `mode`, `training_loss` and `evaluate`. What it may define has a default.
 
     Args:
-        network: called with the batch's input, gives logits.
-        loss: of (logits, target).
-        metrics: of (logits, target); each stage gets a copy.
-        optimisation: how it learns.
-        report: what is in the network, said when training starts.
+        network: what is trained.
+        metrics: for evaluation, and for training if `training_loss` updates them; each stage gets a copy.
+        optimizer: the optimiser.
+        schedule: its learning rate over the run.
+        report: what there is to know of the network, logged when training starts.
     """
 
+    monitor: str
+    """The metric by which the best checkpoint is chosen, such as "val/accuracy"."""
+    mode: str
+    """Whether the best value of `monitor` is the highest, "max", or the lowest, "min"."""
+
     def __init__(
-        self, network: nn.Module, loss: nn.Module, metrics: MetricCollection, optimisation: Optimisation, report: str
+        self,
+        network: nn.Module,
+        metrics: MetricCollection,
+        optimizer: Optimizer,
+        schedule: Schedule,
+        report: str = "",
     ) -> None:
         super().__init__()
         self.network: nn.Module = network
-        self.loss: nn.Module = loss
-        self.metrics = nn.ModuleList(metrics.clone(prefix=f"{stage}/") for stage in STAGES)
-        self.mean_losses = nn.ModuleList(MeanMetric() for _ in STAGES)
-        self.optimisation, self.report = optimisation, report
+        self.train_metrics, self.val_metrics, self.test_metrics = (metrics.clone(prefix=f"{s}/") for s in STAGES)
+        self.train_loss, self.val_loss, self.test_loss = (MeanMetric() for _ in STAGES)
+        self.optimizer, self.schedule, self.report = optimizer, schedule, report
 
-    def forward(self, x: Any) -> Tensor:
-        logits: Tensor = self.network(x)
-        return logits
+    # What a subclass says.
+
+    @abstractmethod
+    def training_loss(self, batch: Any) -> Tensor:
+        """The mean loss of a batch. May update `self.train_metrics`, which are logged if it does."""
+
+    @abstractmethod
+    def evaluate(self, batch: Any, metrics: MetricCollection) -> Mapping[str, Any] | None:
+        """Update the metrics with a batch; returns what callbacks may look at.
+
+        "loss" in it, the mean over the batch, is averaged over the samples and logged as val/loss or test/loss.
+        """
+
+    def inputs(self, batch: Any, stage: str) -> Any:
+        """What the network is called with, a tuple where it takes several; by default the first of the batch.
+
+        Args:
+            batch: of the data.
+            stage: "train", or "val", "test" or "predict".
+        """
+        return batch[0]
+
+    def num_samples(self, batch: Any) -> int:
+        """How many samples a batch has; by default the length of its last item, its targets."""
+        return len(batch[-1])
+
+    def first_samples(self, batch: Any, count: int) -> Any:
+        """The first samples of a batch; by default the start of each tensor in it."""
+        return apply_to_collection(batch, Tensor, lambda x: x[:count])
+
+    def rows(self, batch: Any, prediction: Any) -> Iterable[Mapping[str, object]] | None:
+        """The rows of predictions.csv, by column, for a batch and what `predict_step` made of it; None: no table."""
+        return None
+
+    def check_data(self, data: pl.LightningDataModule) -> None:
+        """Raise a ValueError for data of another kind, before they meet the network."""
+
+    # What it gets.
+
+    def mode_of(self, name: str) -> str:
+        """Whether the best value of what is logged under a name is the highest, "max", or the lowest, "min"."""
+        if name == self.monitor:
+            return self.mode
+        metric = dict(self.val_metrics.items()).get(name)
+        return "max" if metric is not None and metric.higher_is_better else "min"
+
+    def forward(self, inputs: Any) -> Any:
+        return self.network(*inputs) if isinstance(inputs, (tuple, list)) else self.network(inputs)
+
+    def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None:
+            self.check_data(data)
 
     def configure_model(self) -> None:
         """With Lightning's ModelParallelStrategy (FSDP2) each process keeps a share of every weight.
 
-        Gathered for the time that they are used are the weights of one child of a stage, such as a residual block.
+        The weights of one child of a stage, such as a residual block, are gathered for the time that they are used.
         """
         if self.device_mesh is None or any(isinstance(p, DTensor) for p in self.network.parameters()):
             return  # it is called before fit, test and predict alike
@@ -54,87 +122,94 @@ class Task(pl.LightningModule):
             fully_shard(module, mesh=self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
-        rank_zero_info(self.report)
+        if self.report:
+            rank_zero_info(self.report)
 
-    def augment(self, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        """What the network and the loss see of a training batch; metrics see the batch's own target."""
-        return x, target
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = self.training_loss(batch)
+        self.train_loss.update(loss.detach(), self.num_samples(batch))
+        self.log("train/loss_step", loss, prog_bar=True, on_step=True, on_epoch=False)
+        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], on_step=True, on_epoch=False)
+        if self.global_batch_size is not None:
+            self.log("train/global_batch", float(self.global_batch_size), on_step=True, on_epoch=False)
+        # not by self.log's own mean: Lightning 2.6 divides by a whole number of samples in each process
+        self.log("train/loss_epoch", self.train_loss, on_step=False, on_epoch=True)
+        if any(metric.update_called for metric in self.train_metrics.values()):
+            self.log_dict(self.train_metrics, on_step=False, on_epoch=True)
+        return loss
 
-    def step(self, batch: tuple[Tensor, Tensor], stage: str) -> tuple[Tensor, Tensor]:
-        """The loss and the logits of a batch, logged with the stage's metrics."""
-        x, target = batch
-        training = stage == "train"
-        x, wanted = self.augment(x, target) if training else (x, target)
-        logits = self(x)
-        loss: Tensor = self.loss(logits, wanted) if len(target) else logits.sum()  # of none: 0
-        metrics, mean_loss = self.metrics[STAGES.index(stage)], self.mean_losses[STAGES.index(stage)]
-        assert isinstance(metrics, MetricCollection)
-        if len(target):
-            metrics.update(logits, target.long())
-            mean_loss.update(loss.detach(), len(target))  # type: ignore[operator]
-        if training:
-            self.log("train/loss_step", loss, prog_bar=True, on_step=True, on_epoch=False)
-        # not by self.log's own mean: Lightning 2.6 divides by a whole number of samples a process
-        name = "train/loss_epoch" if training else f"{stage}/loss"
-        self.log(name, mean_loss, on_step=False, on_epoch=True)  # type: ignore[arg-type]
-        self.log_dict(metrics, prog_bar=not training, on_step=False, on_epoch=True)
-        return loss, logits
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self._evaluation_step(batch, batch_idx, "val", self.val_metrics, self.val_loss)
 
-    def own(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> tuple[Tensor, Tensor]:
-        """A batch of evaluation without the samples that Lightning repeats so that all processes have equally many."""
+    def test_step(self, batch: Any, batch_idx: int) -> Mapping[str, Any] | None:
+        """What `evaluate` returned; None for a batch of which no sample is this process's own."""
+        return self._evaluation_step(batch, batch_idx, "test", self.test_metrics, self.test_loss)
+
+    def _evaluation_step(
+        self, batch: Any, batch_idx: int, stage: str, metrics: MetricCollection, mean_loss: MeanMetric
+    ) -> Mapping[str, Any] | None:
+        own = self._own_samples(batch, batch_idx)
+        # without a sample of its own the network still runs: with FSDP all processes must meet in it
+        outputs = self.evaluate(batch, metrics.clone()) if own is None else self.evaluate(own, metrics)
+        if outputs is not None and "loss" in outputs:
+            if own is not None:
+                mean_loss.update(outputs["loss"].detach(), self.num_samples(own))
+            self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True)
+        self.log_dict(metrics, prog_bar=True, on_step=False, on_epoch=True)
+        return None if own is None else outputs
+
+    def _own_samples(self, batch: Any, batch_idx: int) -> Any:
+        """A batch of evaluation without the duplicates that DistributedSampler adds; None if nothing is left."""
         loaders = self.trainer.test_dataloaders if self.trainer.testing else self.trainer.val_dataloaders
-        batches = batches_of(loaders[0] if isinstance(loaders, list) else loaders)
+        batches = _batch_sampler(loaders[0] if isinstance(loaders, list) else loaders)
         sampler = getattr(batches, "sampler", None)
         if not isinstance(sampler, DistributedSampler):
             return batch
-        mine = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]
-        left = max(mine - batch_idx * batches.batch_size, 0)
-        first: tuple[Tensor, Tensor] = apply_to_collection(batch, Tensor, lambda x: x[:left])  # inputs may be several
-        return first
+        own = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]
+        left = own - batch_idx * batches.batch_size
+        if left <= 0:
+            return None
+        return self.first_samples(batch, left) if left < self.num_samples(batch) else batch
 
     @property
-    def global_batch(self) -> int | None:
-        """Training samples of an optimiser step, all processes together; None where the loader does not say."""
+    def global_batch_size(self) -> int | None:
+        """Training samples in an optimiser step of all processes together; None where the loader does not tell."""
         if self.trainer.train_dataloader is None:  # before Lightning needs it
             self.trainer.fit_loop.setup_data()
-        size = getattr(batches_of(self.trainer.train_dataloader), "batch_size", None)
+        size = getattr(_batch_sampler(self.trainer.train_dataloader), "batch_size", None)
         return None if size is None else size * self.trainer.world_size * self.trainer.accumulate_grad_batches
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], on_step=True, on_epoch=False)
-        if self.global_batch is not None:
-            self.log("train/global_batch", float(self.global_batch), on_step=True, on_epoch=False)
-        return self.step(batch, "train")[0]
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.step(self.own(batch, batch_idx), "val")
-
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Tensor]:
-        """The logits and targets, for the callbacks that draw them."""
-        batch = self.own(batch, batch_idx)
-        return {"logits": self.step(batch, "test")[1], "target": batch[1]}
-
     def configure_optimizers(self) -> Any:
-        steps, batch = self.trainer.estimated_stepping_batches, self.global_batch
-        peak = self.optimisation.peak(batch)
-        rank_zero_info(f"{batch or 'an unknown number of'} samples a step; the highest learning rate is {peak:g}")
-        if peak > self.optimisation.lr and not self.optimisation.warmup_steps:
-            rank_zero_warn(f"lr is {peak / self.optimisation.lr:g} times as high for {batch} samples; set warmup_steps")
-        optimizer, schedule = self.optimisation.build(self, steps, batch)
+        steps, size = self.trainer.estimated_stepping_batches, self.global_batch_size
+        peak = self.optimizer.peak(size)
+        rank_zero_info(f"{size or 'an unknown number of'} samples in a step; the highest learning rate is {peak:g}")
+        if peak > self.optimizer.lr and not self.schedule.warmup_steps:
+            times = f"{peak / self.optimizer.lr:g} times as high"
+            rank_zero_warn(f"the learning rate is {times} for {size} samples in a step; set schedule.warmup_steps")
+        optimizer = self.optimizer.build(self.network, peak)
+        schedule = self.schedule.build(optimizer, peak, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        scheduler.step_update(self.trainer.global_step)
 
-def batches_of(loader: Any) -> Any:
-    """What puts a DataLoader's samples into batches; None where its dataset does, or where it is no DataLoader."""
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Options as plain dicts, so that the checkpoint loads with weights_only=True; Lightning makes them anew."""
+        arguments = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {})
+        options = {
+            name: asdict(value)
+            for name, value in arguments.items()
+            if is_dataclass(value) and not isinstance(value, type)
+        }
+        if options:
+            arguments |= options | {"_instantiator": "pytorch_lightning.cli.instantiate_module"}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """A resumed run keeps its learning rate, but ends when the command says, not when it was once to end."""
+        states = checkpoint.get("lr_schedulers", [])
+        checkpoint["lr_schedulers"] = [{name: state[name] for name in OF_THE_LEARNING_RATE} for state in states]
+
+
+def _batch_sampler(loader: Any) -> Any:
+    """What puts the samples of a DataLoader into batches; None where its dataset does, or where it is no DataLoader."""
     return getattr(loader, "batch_sampler", None)
-
-
-def accuracies(num_classes: int) -> MetricCollection:
-    """Of one label a sample: overall, mean over the classes, and top 5 where there are more classes."""
-    metrics: dict[str, Metric | MetricCollection] = {
-        "accuracy": MulticlassAccuracy(num_classes, average="micro"),
-        "balanced_accuracy": MulticlassAccuracy(num_classes, average="macro"),
-    }
-    if num_classes > 5:
-        metrics["top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=5)
-    return MetricCollection(metrics)

@@ -194,24 +194,29 @@ def _unit(channels: int, width: int, kernel: tuple[int, int, int], stride: int =
     return nn.Sequential(_conv(channels, width, kernel, (1, stride, stride)), nn.BatchNorm3d(width), nn.ReLU())
 
 
-def video_backbone(
-    name: str, num_classes: int, stem: str, pool_padding: bool, dropout: float, in_chans: int
-) -> nn.Module:
+def video_backbone(name: str, num_classes: int, in_chans: int = 3, **options: Any) -> nn.Module:
     """A video classifier by name: (B, in_chans, T, H, W) -> (B, num_classes).
 
     Args:
         name: "local_video_net", "<arch>_resnet<depth>" with an arch and a depth of `VideoResNet`, or a timm network,
             which is inflated: its kernels span one frame.
-        num_classes, stem, pool_padding, dropout, in_chans: of `VideoResNet`; the others have neither stem nor dropout.
+        num_classes: width of the last layer.
+        in_chans: channels of a frame.
+        **options: stem, pool_padding, dropout and checkpointing of `VideoResNet`.
 
     Raises:
-        ValueError: an unknown name, or a timm network that has no 3-D form.
+        ValueError: an unknown name, a timm network that has no 3-D form, or an option that the network does not have.
     """
-    if name == "local_video_net":
-        return LocalVideoNet(num_classes, in_chans)
     arch, _, depth = name.partition("_resnet")
     if arch in INFLATED and depth.isdecimal():
-        return VideoResNet(arch, int(depth), num_classes, stem, pool_padding, dropout, in_chans)
+        checkpointing = options.pop("checkpointing", False)
+        network = VideoResNet(arch, int(depth), num_classes, in_chans=in_chans, **options)
+        network.checkpointing = checkpointing
+        return network
+    if options:
+        raise ValueError(f"{', '.join(options)}: only C2D and I3D have this option, not the backbone {name!r}")
+    if name == "local_video_net":
+        return LocalVideoNet(num_classes, in_chans)
     try:
         flat = image_backbone(name, num_classes, in_chans)
     except ValueError as error:

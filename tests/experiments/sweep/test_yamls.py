@@ -11,10 +11,12 @@ import yaml
 
 pytest.importorskip("sweeps", reason="an extra of its own, see pyproject.toml", exc_type=ImportError)
 
-from nonlocal_nets.experiments import sweep_config
+from nonlocal_nets.experiments.sweep.config import command
+from nonlocal_nets.experiments.sweep.engine import engine
 from nonlocal_nets.run.cli import main as train
+from tests.build import build
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SWEEPS = sorted((ROOT / "configs" / "sweeps").glob("*.yaml"))
 
 
@@ -23,7 +25,7 @@ def header(path):
 
 
 def variants(path):
-    """A sweep as it is, and as its header says that it also fits: (config, name of the config of train.py)."""
+    """The sweep itself, and the sweeps of other configs that its header names: (sweep, config of train.py)."""
     config = yaml.safe_load(path.read_text())
     yield config, config["command"][5]
     for other, name, values in re.findall(r"^# Also +for --config (\S+)(?: with (\S+) (\[.*\]))?$", header(path), re.M):
@@ -35,7 +37,7 @@ def variants(path):
 
 
 def combinations(config):
-    """Of a grid, but for the seeds; the ends and the middle of a range."""
+    """All combinations of a grid with its first seed; for a range, its ends and its middle."""
     choices = {}
     for name, parameter in config["parameters"].items():
         values = parameter.get("values") or [parameter.get("value", parameter.get("min"))]
@@ -69,9 +71,9 @@ def test_the_papers_questions_are_there_for_each_kind_of_data():
 @pytest.mark.parametrize("path", SWEEPS, ids=lambda path: path.stem)
 def test_each_yaml_is_a_sweep_by_wandbs_schema_and_its_header_has_the_commands(path):
     for config, _ in variants(path):
-        assert sweep_config.engine().config.schema_violations_from_proposed_config(config) == []
+        assert engine().config.schema_violations_from_proposed_config(config) == []
     name = path.relative_to(ROOT)
-    assert f"# Command   python -m nonlocal_nets.experiments.sweep {name} --processes 2\n" in header(path)
+    assert f"# Command   python train.py sweep {name} --processes 2\n" in header(path)
     assert f"# wandb     wandb sweep {name} " in header(path)
     assert {"Source", "Time"} <= set(re.findall(r"^# (\w+)  ", header(path), re.M))
     config = yaml.safe_load(path.read_text())
@@ -84,21 +86,24 @@ def test_each_yaml_is_a_sweep_by_wandbs_schema_and_its_header_has_the_commands(p
 @pytest.mark.parametrize(("config", "parameters"), COMMANDS)
 def test_each_combination_is_taken_by_the_command_line_and_builds_its_network(config, parameters, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
-    words = sweep_config.command(config, parameters)
-    assert words[:4] == ["/usr/bin/env", "python", "train.py", "fit"]
+    args = command(config, parameters)
+    assert args[:4] == ["/usr/bin/env", "python", "train.py", "fit"]
     with pytest.raises(SystemExit) as stop:
-        train([*words[3:], "--print_config"])
+        train([*args[3:], "--print_config"])
     assert not stop.value.code
     resolved = yaml.safe_load(capsys.readouterr().out)
     model = resolved["model"]["init_args"]
     for name, value in parameters.items():
         if name.startswith("model."):
             expected = yaml.safe_load(value) if isinstance(value, str) else value
-            assert model[name.removeprefix("model.")] == expected
+            found = model
+            for key in name.split(".")[1:]:
+                found = found[key]
+            assert found == expected
     sizes = {"image": (3, 64, 64), "video": (3, 16, 64, 64), "sequence": (16, 64)}
     kind = config["command"][5].split("/")[1]
     task = getattr(sys.modules["nonlocal_nets.tasks"], resolved["model"]["class_path"].rpartition(".")[2])
-    task(**model, num_classes=4, input_size=sizes[kind])
+    build(task, model | {"num_classes": 4, "input_size": sizes[kind]})
 
 
 def test_each_proposal_of_a_grid_comes_once(monkeypatch):
@@ -107,7 +112,7 @@ def test_each_proposal_of_a_grid_comes_once(monkeypatch):
         config = yaml.safe_load(path.read_text())
         if config["method"] == "grid":
             runs = []
-            while (run := sweep_config.engine().next_run(config, runs)) is not None:
+            while (run := engine().next_run(config, runs)) is not None:
                 runs.append(run)
             seeds = len(config["parameters"]["seed_everything"]["values"])
             assert len({json.dumps(run.config) for run in runs}) == len(runs) == seeds * len(list(combinations(config)))

@@ -1,13 +1,15 @@
-"""What `AttentionArrows` draws, and how: arrows over the frames of a clip, and circles in all of them one by one."""
+"""Weights in clips, as in Figure 3 of the paper: arrows over a few frames, and an animation of all frames."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
-from nonlocal_nets.callbacks.attention_maps import pictures
+from nonlocal_nets.attention.images import picture
+from nonlocal_nets.attention.rows import Row
 
 FRAMES = 8  # of a longer clip, in the picture
 
@@ -28,6 +30,32 @@ class Arrows(NamedTuple):
     query: Mark  # its weight is that of the strongest key, without sign
     keys: list[Mark]
     share: float  # of these keys in the sum of all weights, without sign
+
+
+def strongest(row: Row, clip_size: Sequence[int], arrows: int) -> Arrows:
+    """The keys with the largest weights by absolute value, in frames and pixels of the clip.
+
+    Args:
+        row: of a block with axes (T, H, W).
+        clip_size: frames, height and width of the clip.
+        arrows: how many keys at most; those of weight 0 are left out.
+    """
+    strength = row.weights.abs().flatten().nan_to_num()
+    top = strength.topk(min(arrows, int((strength > 0).sum()))).indices
+    cells = torch.stack(torch.unravel_index(top, row.weights.shape), 1).tolist()
+    keys = [_mark(cell, row.pool, row.size, clip_size, float(row.weights[tuple(cell)])) for cell in cells]
+    query = _mark(row.query, (1, 1, 1), row.size, clip_size, float(strength.max()))
+    return Arrows(query, keys, float(strength[top].sum() / strength.sum().clamp(min=1e-30)))
+
+
+def _mark(
+    cell: Sequence[int], pool: Sequence[int], size: Sequence[int], clip_size: Sequence[int], weight: float
+) -> Mark:
+    """Where a cell of `pool` positions lies in the clip, which the grid of `size` spans."""
+    first, middle, end = (k * pool[0] * clip_size[0] // (2 * size[0]) for k in range(2 * cell[0], 2 * cell[0] + 3))
+    covered = range(first, max(end, middle + 1))
+    row, column = ((cell[k] + 0.5) * pool[k] / size[k] * clip_size[k] for k in (1, 2))
+    return Mark(middle, covered, row, column, weight)
 
 
 def shown(frames: int, arrows: Arrows) -> list[int]:
@@ -57,10 +85,10 @@ def nearest(key: Mark, numbers: Sequence[int], frames: int) -> int:
 
 
 def draw(clip: Tensor, rows: dict[str, Arrows], path: Path, name: str) -> None:
-    """A clip (3 or 1, T, H, W), a row of its frames for every query, to a PNG file."""
+    """A clip (C, T, H, W) of some name, with a row of its frames for every query, to a PNG file."""
     from matplotlib.figure import Figure  # no pyplot: needs no display and leaves no global figure behind
 
-    frames = pictures(clip[None])[0]
+    frames = picture(clip).numpy()
     height, width = clip.shape[2:]
     numbers = [shown(len(frames), arrows) for arrows in rows.values()]
     columns = max(map(len, numbers))
@@ -68,11 +96,12 @@ def draw(clip: Tensor, rows: dict[str, Arrows], path: Path, name: str) -> None:
     legend = "the more opaque the stronger" + "; dotted: in a frame beside it" * (len(frames) > FRAMES)
     if any(key.weight < 0 for arrows in rows.values() for key in arrows.keys):
         legend += "; blue: negative"
-    figure.suptitle(f"{name}: from the query (+) to its strongest keys, {legend}", fontsize=9)
+    heading = f"{name}: from the query (+) to its strongest keys, {legend}"
+    figure.suptitle(heading, fontsize=9, parse_math=False)  # a file's name may have a $
     axes = figure.subplots(len(rows), columns, squeeze=False)
     for line, row_numbers, (title, arrows) in zip(axes, numbers, rows.items(), strict=True):
-        strongest = f"strongest weight {arrows.query.weight:.2g}, the {len(arrows.keys)} hold {arrows.share:.0%} of all"
-        line[columns // 2].set_title(f"{title} ({strongest})", fontsize=8)
+        summary = f"strongest weight {arrows.query.weight:.2g}, the {len(arrows.keys)} hold {arrows.share:.0%} of all"
+        line[columns // 2].set_title(f"{title} ({summary})", fontsize=8)
         for axis, number in zip(line, row_numbers, strict=False):
             axis.imshow(frames[number], extent=(0, width, height, 0))
             axis.set_xlabel(f"frame {number}", fontsize=7, labelpad=2)
@@ -107,10 +136,10 @@ def _arrows(figure: Any, axes: dict[int, Any], arrows: Arrows, frames: int) -> N
 
 
 def animate(clip: Tensor, rows: dict[str, Arrows], path: Path) -> None:
-    """All frames of a clip (3 or 1, T, H, W), once for every query and with its keys, to a GIF file."""
+    """All frames of a clip (C, T, H, W), once for every query and with its keys, to a GIF file."""
     from PIL import Image, ImageDraw
 
-    frames = (255 * pictures(clip[None])[0]).astype("uint8")
+    frames = (255 * picture(clip)).byte().numpy()
     zoom = 240 / max(clip.shape[2:])
     height, width = (round(zoom * side) for side in clip.shape[2:])
     across = math.ceil(math.sqrt(len(rows)))

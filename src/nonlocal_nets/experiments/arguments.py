@@ -1,0 +1,22 @@
+"""What the verbs share on the command line: counts, and errors in one line with exit code 2."""
+
+import argparse
+from typing import NoReturn
+
+
+class ExperimentError(Exception):
+    """What the user has to fix, in one line."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser that reports an error in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def count(text: str) -> int:
+    """The type of an argument that is an integer of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text}")
+    return int(text)

@@ -1,0 +1,77 @@
+"""The arguments of a command, before the parser sees them."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nonlocal_nets.run.errors import fail
+
+# Arguments of the model that only the data can know: linked, so that jsonargparse would drop what a user sets.
+FROM_DATA = ("num_classes", "input_size")
+
+NESTED = re.compile(r"(--(?:model|data))\.(?:init_args\.)?(?!init_args\.)(\w+)\.(\w+)")  # --model.blocks.pool
+
+
+def check_args(args: list[str]) -> None:
+    """Refuse what the parser passes over or says less well: configs that are not there or do not parse, linked values.
+
+    The message names file, line and column of what does not parse.
+    """
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
+        option, _, given = arg.partition("=")
+        name = option.removeprefix("--model.").removeprefix("init_args.")
+        if option.startswith("--model.") and name in FROM_DATA:
+            fail(f"{option} comes from the data and cannot be set")
+        if option in ("--config", "-c"):
+            _check_config(Path(given or following))
+
+
+def _check_config(path: Path) -> None:
+    if not path.is_file():
+        fail(f"no config file {str(path)!r}")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark: Any = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
+        fail(f"{where}: {getattr(error, 'problem', None) or error}")
+    model = content.get("model") if isinstance(content, dict) else None
+    arguments = model.get("init_args") if isinstance(model, dict) else None
+    for name in FROM_DATA:
+        if isinstance(arguments, dict) and name in arguments:
+            fail(f"{path}: model.init_args.{name} comes from the data and cannot be set")
+
+
+def nested_nulls(args: list[str]) -> list[str]:
+    """The same command, with each nested option whose value holds a null written as a mapping.
+
+    jsonargparse 4.47 hands on a value two levels below a class as Python text, in which null is the word None. So
+    --model.blocks.pool=null becomes --model.blocks={"pool": null}, which sets the same key and leaves the others.
+    """
+    return list(_nested_nulls(iter(args)))
+
+
+def _nested_nulls(args: Iterator[str]) -> Iterator[str]:
+    for arg in args:
+        option, equals, text = arg.partition("=")
+        if not (match := NESTED.fullmatch(option)):
+            yield arg
+            continue
+        text = text if equals else next(args, "")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:  # the parser says what is wrong with it
+            value = text
+        if _has_null(value):
+            yield f"{match[1]}.{match[2]}={json.dumps({match[3]: value})}"
+        else:
+            yield f"{option}={text}"
+
+
+def _has_null(value: Any) -> bool:
+    inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return value is None or any(map(_has_null, inside))

@@ -1,0 +1,59 @@
+"""The folder of a run and what is in it; no other module knows the layout."""
+
+import itertools
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+RUN_ID = "NONLOCAL_NETS_RUN_ID"  # hands the id to the processes that Lightning starts with the same command
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder <root>/<project>/<id> of a run: config, logs, results, and the checkpoints unless they are elsewhere.
+
+    Callbacks find it as `trainer.default_root_dir`.
+
+    Args:
+        root: of all runs, "runs" by default (`--trainer.default_root_dir`).
+        project: name of the project.
+        id: name of the run.
+        checkpoint_dir: where the checkpoints are (`--checkpoint.dirpath`); None: in the run's folder.
+    """
+
+    root: Path
+    project: str
+    id: str
+    checkpoint_dir: Path | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.root / self.project / self.id
+
+    @property
+    def config(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.yaml"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.checkpoint_dir or self.path / "checkpoints"
+
+
+def find(root: Path, run_id: str) -> Path | None:
+    """The folder of the run with this id, of any project; None where there is none."""
+    return next(iter(sorted(path for path in root.glob(f"*/{run_id}") if path.is_dir())), None)
+
+
+def shared_id() -> str | None:
+    """The id that all processes of a run find: of a sweep, a SLURM job, torchrun, or the process that started them."""
+    names = ["WANDB_RUN_ID", "SLURM_JOB_ID", *(["TORCHELASTIC_RUN_ID", RUN_ID] if "LOCAL_RANK" in os.environ else [])]
+    return next((os.environ[name] for name in names if os.environ.get(name, "none") != "none"), None)
+
+
+def unused_id(project: Path) -> str:
+    """The time, and a number where another run began in the same second."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    ids = (stamp if k == 1 else f"{stamp}-{k}" for k in itertools.count(1))
+    return next(name for name in ids if not (project / name).exists())

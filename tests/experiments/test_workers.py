@@ -1,0 +1,43 @@
+"""Jobs in worker processes: their results, their errors, and their end."""
+
+import multiprocessing
+import os
+import time
+
+import pytest
+
+from nonlocal_nets.experiments.workers import run_all
+from tests.disturbed import alive, wait
+from tests.experiments.jobs import process_and_threads, wait_for_a_worker
+
+
+def test_one_process_is_this_one():
+    found = list(run_all(process_and_threads, ["a", "b"], 1))
+    assert found == [("a", os.getpid(), 1), ("b", os.getpid(), 1)]
+
+
+def test_workers_divide_the_cores_and_a_job_that_fails_ends_all(monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    results = run_all(process_and_threads, ["a", "wrong", *["long"] * 5], 2)
+    job, pid, threads = next(results)
+    assert (job, threads) == ("a", 3)
+    assert pid != os.getpid()
+    started = time.monotonic()
+    with pytest.raises(ValueError, match="this job is wrong"):
+        next(results)
+    assert multiprocessing.active_children() == []
+    assert time.monotonic() < started + 60, "the long jobs take 100 s"
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")  # Python 3.12, of fork
+def test_a_worker_ends_with_the_process_that_started_it(tmp_path):
+    path = tmp_path / "pid"
+    parent = multiprocessing.get_context("fork").Process(
+        target=wait_for_a_worker, args=(path,)
+    )  # imports nothing again
+    parent.start()
+    pid = int(wait(lambda: path.exists() and path.read_text(), 150, "a worker"))
+    assert alive(pid)
+    parent.kill()
+    parent.join()
+    wait(lambda: not alive(pid), 30, "the end of the worker")
