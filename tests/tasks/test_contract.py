@@ -48,6 +48,7 @@ def test_it_fits_and_tests_and_resumes():
     assert error_of(again) == pytest.approx(error_of(resumed.model))
 
 
+@pytest.mark.slow
 def test_two_processes_count_each_sample_once():
     """9 samples in two processes: DistributedSampler adds a duplicate."""
     root = Path(__file__).parents[2]

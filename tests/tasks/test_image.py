@@ -191,7 +191,7 @@ def test_blocks_by_name_with_their_arguments(blocks, count):
 
 
 def test_unknown_place_lists_the_places():
-    with pytest.raises(ValueError, match=r"no module 'layer9' in LocalConvNet; places: layer1, .*layer4"):
+    with pytest.raises(ValueError, match=r"no module 'layer9' in LocalConvNet; insertion points: layer1, .*layer4"):
         ImageClassification(2, "local_convnet", (3, 48, 48), Blocks(at="layer9"))
 
 
