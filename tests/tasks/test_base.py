@@ -1,4 +1,4 @@
-"""What every task gets: figures over all samples, each counted once, rates of a resumed run, and which value is best."""
+"""What every task gets: figures over all samples, each counted once, rates of a resumed run, which value is best."""
 
 import math
 from types import SimpleNamespace
@@ -21,11 +21,11 @@ class Means(Task):
 
     monitor, mode = "val/mean", "max"
 
-    def __init__(self, lr=0.0, schedule=Schedule()):
+    def __init__(self, lr=0.0):
         network = nn.Linear(1, 1, bias=False)
         nn.init.ones_(network.weight)
         super().__init__(
-            network, MetricCollection({"mean": MeanMetric()}), Optimizer("sgd", lr, 0.0), schedule, "hello"
+            network, MetricCollection({"mean": MeanMetric()}), Optimizer("sgd", lr, 0.0), Schedule(), "hello"
         )
         self.seen = []
 
@@ -125,7 +125,7 @@ def test_the_global_batch_is_that_of_all_processes_and_accumulated_batches():
 
 
 def test_a_resumed_run_keeps_its_rate_and_ends_when_the_command_says(tmp_path):
-    """Two of 4 steps at a peak of 0.5 that was to fall to 0 after them; then to step 8, though another peak is given."""
+    """A run of 4 steps whose rate fell from 0.5 to 0 goes on to 8, though another highest rate is given."""
     trainer, _ = fit(Means(lr=0.5), 2, DataLoader(torch.ones(4), 2), DataLoader(torch.ones(1)))
     trainer.save_checkpoint(tmp_path / "half.ckpt")
     data = DataLoader(torch.ones(4), 2), DataLoader(torch.ones(1))

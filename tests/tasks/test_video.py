@@ -30,9 +30,15 @@ def wake(task):
     return task
 
 
+def decided(task):
+    """With logits so far apart that a mean of probabilities differs from one of logits or of their logarithms."""
+    task.network.fc.weight.data *= 100
+    return task
+
+
 @torch.no_grad()
 def test_probabilities_of_views_are_averaged():
-    task, views = wake(make()).eval(), torch.randn(2, 5, 3, 4, 8, 8)
+    task, views = decided(wake(make())).eval(), torch.randn(2, 5, 3, 4, 8, 8)
     each = torch.stack([task(views[:, v]).softmax(1) for v in range(5)])
     torch.testing.assert_close(task.predict_step((views, ["a", "b"]), 0), each.mean(0))
     target = torch.tensor([0, 2])
@@ -51,7 +57,7 @@ def test_a_single_view_keeps_its_axis():
 
 @torch.no_grad()
 def test_with_several_labels_sigmoids_are_averaged():
-    task, views = wake(make(multi_label=True)).eval(), torch.randn(2, 5, 3, 4, 8, 8)
+    task, views = decided(wake(make(multi_label=True))).eval(), torch.randn(2, 5, 3, 4, 8, 8)
     each = torch.stack([task(views[:, v]).sigmoid() for v in range(5)])
     assert (task.monitor, task.mode) == ("val/mAP", "max")
     torch.testing.assert_close(task.predict_step((views, ["a", "b"]), 0), each.mean(0))
