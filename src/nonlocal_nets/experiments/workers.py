@@ -29,12 +29,9 @@ def run_all(function: Callable[[Job], Result], jobs: list[Job], processes: int) 
             for future in as_completed([pool.submit(function, job) for job in jobs]):
                 yield future.result()
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            workers = multiprocessing.active_children()
-            for worker in workers:
+            for worker in multiprocessing.active_children():
                 worker.terminate()
-            for worker in workers:
-                worker.join()
+            pool.shutdown(cancel_futures=True)  # waits for the workers
             raise
 
 

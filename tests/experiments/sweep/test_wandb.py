@@ -19,7 +19,7 @@ from nonlocal_nets.experiments.sweep.config import command
 from tests.experiments.sweep.examples import HYPERBAND, RANGE, ROOT, with_args, written
 from tests.wandb_server import Server
 
-PAIRWISE = "model.pairwise"
+PAIRWISE = "model.blocks.pairwise"
 pytestmark = pytest.mark.slow
 
 
