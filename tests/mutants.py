@@ -29,7 +29,7 @@ from typing import NoReturn
 ROOT = Path(__file__).parents[1]
 SRC = Path("src/nonlocal_nets")
 LIST = Path(__file__).with_suffix(".toml")
-CHILDREN = 2
+CHILDREN = os.cpu_count() or 1
 ENOUGH = 0.95  # share killed
 HEAVY = (
     "av",

@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 FIRST = [
     "import nonlocal_nets",
     "import nonlocal_nets.attention",
@@ -34,6 +36,7 @@ for first in {first}:
 """
 
 
+@pytest.mark.slow  # four processes that import torch
 def test_the_function_and_the_package():
     program = PROGRAM.format(first=FIRST, check=CHECK)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)

@@ -18,10 +18,10 @@ def row(weights, query=0, size=None, pool=1):
 def parts(axis):
     """Of the steps that are filled: the red ones, the blue ones, and the edges."""
     steps = [artist for artist in axis.patches if isinstance(artist, StepPatch)]
-    colours = [to_rgb("tab:red")] * 2 + [to_rgb("tab:blue")] * 2
-    assert [step.get_edgecolor()[:3] for step in steps] == colours, "filled, and an outline"
+    colours = [step.get_facecolor() if step.get_fill() else step.get_edgecolor() for step in steps]
+    assert [step.get_fill() for step in steps] == [True, False] * 2, "filled, and an outline"
+    assert [colour[:3] for colour in colours] == [to_rgb("tab:red")] * 2 + [to_rgb("tab:blue")] * 2
     red, blue = (step.get_data() for step in steps if step.get_fill())
-    assert [step.get_facecolor()[:3] for step in steps if step.get_fill()] == colours[::2]
     return red.values, blue.values, red.edges
 
 

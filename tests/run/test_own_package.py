@@ -48,5 +48,5 @@ def test_data_task_and_pairwise_function_of_a_package_in_the_current_folder(tmp_
     assert ended.returncode == 0, ended.stderr[-2000:]
     saved = torch.load(tmp_path / "runs/cued_digits/own/checkpoints/last.ckpt", weights_only=True)
     assert saved["hyper_parameters"]["blocks"]["pairwise"] == "mypkg.Distance"
-    assert [s["monitor"] for s in saved["callbacks"].values() if s.get("best_model_path")] == ["val/loss"]
+    assert [s["monitor"] for s in saved["callbacks"].values() if s.get("monitor")] == ["val/loss"]
     assert any(name.endswith("non_local.phi.weight") for name in saved["state_dict"])

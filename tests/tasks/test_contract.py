@@ -1,6 +1,7 @@
 """A task that is no classification, in a user's own package, does all that `train.py` does."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,7 @@ def test_it_fits_and_tests_and_resumes():
     assert error_of(again) == pytest.approx(error_of(resumed.model))
 
 
+@pytest.mark.slow
 def test_two_processes_count_each_sample_once():
     """9 samples in two processes: DistributedSampler adds a duplicate."""
     root = Path(__file__).parents[2]
@@ -72,3 +74,30 @@ def test_it_is_compared_by_what_it_monitors(capsys):
         model = Denoising.load_from_checkpoint(Path(row["folder"]) / "checkpoints" / "last.ckpt")
         assert row["test/mse"] == pytest.approx(error_of(model), rel=1e-5)
     assert "test/mse" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_it_is_swept_by_what_the_sweep_names(monkeypatch, capsys):
+    root = Path(__file__).parents[2]
+    monkeypatch.setenv("PYTHONPATH", f"{root / 'src'}:{root}")
+    task = {"model": {"class_path": "tests.denoising.Denoising"}, "data": {"class_path": "tests.denoising.Stripes"}}
+    Path("own.yaml").write_text(yaml.safe_dump(task | {"trainer": {"accelerator": "cpu", "max_epochs": 1}}))
+    sweep = {
+        "program": str(root / "train.py"),
+        "method": "grid",
+        "metric": {"name": "val/mse", "goal": "minimize"},
+        "parameters": {"model.optimizer.lr": {"values": [0.0, 0.05]}},
+        "command": ["${env}", "python", "${program}", "fit", "--config", "own.yaml", *QUIET, "${args}"],
+    }
+    Path("sweep.yaml").write_text(yaml.safe_dump(sweep))
+    main(["sweep", "sweep.yaml"])
+    rows = re.findall(r"^\| lr=(\S+) \| ([\d.]+)", capsys.readouterr().out, re.M)
+    errors = {rate: float(error) for rate, error in rows}
+    assert list(errors) == sorted(errors, key=errors.get), "the lowest error first"
+    for rate in errors:
+        (saved,) = (
+            path
+            for path in Path("runs").glob("default/*/checkpoints/last.ckpt")
+            if torch.load(path, weights_only=True)["hyper_parameters"]["optimizer"]["lr"] == float(rate)
+        )
+        assert errors[rate] == pytest.approx(error_of(Denoising.load_from_checkpoint(saved)), abs=5e-4)

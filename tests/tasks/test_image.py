@@ -191,10 +191,25 @@ def test_blocks_by_name_with_their_arguments(blocks, count):
 
 
 def test_unknown_place_lists_the_places():
-    with pytest.raises(ValueError, match=r"no module 'layer9' in LocalConvNet; places: layer1, .*layer4"):
+    with pytest.raises(ValueError, match=r"no module 'layer9' in LocalConvNet; insertion points: layer1, .*layer4"):
         ImageClassification(2, "local_convnet", (3, 48, 48), Blocks(at="layer9"))
 
 
 def test_unknown_pairwise_function_lists_the_four():
     with pytest.raises(ValueError, match=r"pairwise must be one of gaussian, embedded_gaussian, .*, got 'cosine'"):
         task(blocks=Blocks(at="layer3", pairwise="cosine"))
+
+
+def test_arguments_reach_mixup_and_the_memory_layout():
+    assert task(mixup=0.3).mixup.mixup_alpha == 0.3
+    assert task().mixup is None
+    for channels_last in (True, False):
+        weight = next(
+            p for p in task(channels_last=channels_last).network.parameters() if p.ndim == 4 and p.shape[1] > 1
+        )
+        assert weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+
+
+def test_images_may_have_other_channels():
+    model = ImageClassification(3, "local_convnet", (5, 16, 16), Blocks(at="layer3"))
+    assert model.eval()(torch.zeros(2, 5, 16, 16)).shape == (2, 3)

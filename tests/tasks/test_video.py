@@ -30,9 +30,15 @@ def wake(task):
     return task
 
 
+def decided(task):
+    """With logits so far apart that a mean of probabilities differs from one of logits or of their logarithms."""
+    task.network.fc.weight.data *= 100
+    return task
+
+
 @torch.no_grad()
 def test_probabilities_of_views_are_averaged():
-    task, views = wake(make()).eval(), torch.randn(2, 5, 3, 4, 8, 8)
+    task, views = decided(wake(make())).eval(), torch.randn(2, 5, 3, 4, 8, 8)
     each = torch.stack([task(views[:, v]).softmax(1) for v in range(5)])
     torch.testing.assert_close(task.predict_step((views, ["a", "b"]), 0), each.mean(0))
     target = torch.tensor([0, 2])
@@ -51,7 +57,7 @@ def test_a_single_view_keeps_its_axis():
 
 @torch.no_grad()
 def test_with_several_labels_sigmoids_are_averaged():
-    task, views = wake(make(multi_label=True)).eval(), torch.randn(2, 5, 3, 4, 8, 8)
+    task, views = decided(wake(make(multi_label=True))).eval(), torch.randn(2, 5, 3, 4, 8, 8)
     each = torch.stack([task(views[:, v]).sigmoid() for v in range(5)])
     assert (task.monitor, task.mode) == ("val/mAP", "max")
     torch.testing.assert_close(task.predict_step((views, ["a", "b"]), 0), each.mean(0))
@@ -185,5 +191,28 @@ def test_samples_that_are_repeated_for_equal_shares_are_left_out(samples, batch_
         task.trainer = SimpleNamespace(testing=True, test_dataloaders=loader)
         for index, batch in enumerate(loader):
             own = task._own_samples(batch, index)
+            assert own is None or len(own[1]), "a network cannot run on nothing"
             counted += [] if own is None else own[1].tolist()
     assert sorted(counted) == list(range(samples))
+
+
+@torch.no_grad()
+def test_the_loss_of_several_labels_is_the_mean_over_classes_and_samples():
+    task, views = wake(make(multi_label=True)).eval(), torch.randn(2, 1, 3, 4, 8, 8)
+    labels = torch.tensor([[1.0, 0, 1], [0, 0, 0]])
+    p = task(views[:, 0]).sigmoid()
+    expected = -(labels * p.log() + (1 - labels) * (1 - p).log()).mean()
+    torch.testing.assert_close(task.evaluate((views, labels), task.val_metrics)["loss"], expected)
+
+
+def test_arguments_reach_the_network():
+    options = {"backbone": "c2d_resnet50", "input_size": (3, 8, 32, 32), "blocks": Blocks(at="none")}
+    default, other = (
+        make(**options, **given).network
+        for given in ({}, {"stem": "8x8", "pool_padding": False, "dropout": 0.0, "checkpointing": True})
+    )
+    pools = [module.padding for module in (default.maxpool, other.maxpool)]
+    assert pools[0] != pools[1]
+    assert (default.dropout.p, other.dropout.p) == (0.5, 0.0)
+    assert (default.checkpointing, other.checkpointing) == (False, True)
+    assert (default.conv1.stride, other.conv1.stride) == ((1, 2, 2), (1, 2, 2))

@@ -20,7 +20,7 @@ Form = Callable[[Tensor, Tensor, Tensor, Tensor | None, float], Tensor]
 
 # Sizes at which one form becomes faster than another, in float32 on two cores of an AMD EPYC
 # (`python -m benchmarks choice`); SORTING on an Intel Xeon too. Maps are counted in entries.
-LARGEST_KEPT_MAP = 40_000_000  # of a batch: 160 MB kept for backward, which save one matrix product of five
+LARGEST_KEPT_MAP = 40_000_000  # of a batch: 160 MB kept for backward save one matrix product of five; 0 saves them
 KEPT_PER_WIDTH = {"rows": 2**17, "materialised": 2**14}  # of a batch, times d + v: with narrow queries and values,
 # computing a map again is faster than reading it from memory, the more so the more operations read it
 LARGEST_CACHED_MAP = TILE // 4  # of a sample: a larger one leaves the cache between two operations, unless by rows
