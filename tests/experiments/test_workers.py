@@ -16,6 +16,7 @@ def test_one_process_is_this_one():
     assert found == [("a", os.getpid(), 1), ("b", os.getpid(), 1)]
 
 
+@pytest.mark.slow
 def test_workers_divide_the_cores_and_a_job_that_fails_ends_all(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 6)
     results = run_all(process_and_threads, ["a", "wrong", *["long"] * 5], 2)

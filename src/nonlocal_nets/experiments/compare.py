@@ -39,7 +39,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Result:
-    """What a job came to."""
+    """The result of a job."""
 
     variant: str
     seed: int

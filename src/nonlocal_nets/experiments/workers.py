@@ -16,8 +16,8 @@ Result = TypeVar("Result")
 def run_all(function: Callable[[Job], Result], jobs: list[Job], processes: int) -> Iterator[Result]:
     """The results of all jobs as they come: from this process if `processes` is 1, from that many workers otherwise.
 
-    The workers divide the cores among them. If a job fails, no other is started, those running are told to end, and the
-    job's exception is raised.
+    The workers divide the cores among them. If a job fails, no other is started, the running ones are terminated, and
+    the exception of the job is raised.
     """
     if processes == 1:
         yield from map(function, jobs)

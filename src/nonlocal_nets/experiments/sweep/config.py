@@ -101,7 +101,7 @@ def root(config: dict[str, Any]) -> Path:
 
 
 def root_in(path: Path) -> str | None:
-    """The root that a config of train.py sets; None if it sets none. What is wrong with it, its run will report."""
+    """The root that a config of train.py sets; None if it sets none. Mistakes in it are reported by the runs."""
     try:
         content = yaml.safe_load(path.read_text())
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
