@@ -12,6 +12,7 @@ def test_everything_but_the_checkpoints_is_in_the_folder_of_the_run():
     assert (folder.path, folder.config, folder.checkpoints) == (path, path / "config.yaml", path / "checkpoints")
     elsewhere = RunFolder(root, "digits", "first", Path("far"))
     assert (elsewhere.path, elsewhere.config, elsewhere.checkpoints) == (path, path / "config.yaml", Path("far"))
+    assert (folder.last, elsewhere.last) == (path / "checkpoints" / "last.ckpt", Path("far/last.ckpt"))
 
 
 def test_a_run_is_found_by_its_id_in_any_project(tmp_path):

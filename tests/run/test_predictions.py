@@ -82,3 +82,16 @@ def test_each_process_has_a_file_that_each_command_begins_anew(tmp_path):
         "predictions-0.csv": [("a", "class 0"), ("c", "class 0")],
         "predictions-1.csv": [("b", "class 1"), ("d", "class 1")],
     }
+
+
+class Selective(Echo):
+    """No row for some samples."""
+
+    def rows(self, batch, prediction):
+        return (row for row in super().rows(batch, prediction) if row["path"] in ("image 3.jpg", "image 4.jpg"))
+
+
+def test_a_batch_may_have_no_row(tmp_path):
+    predict(Selective(7, "local_convnet", blocks=Blocks(at="none")), tmp_path, torch.rand(5, 7).softmax(1))
+    with (tmp_path / "predictions.csv").open() as file:
+        assert [row["path"] for row in csv.DictReader(file)] == ["image 3.jpg", "image 4.jpg"]

@@ -147,3 +147,47 @@ def test_which_value_of_a_metric_is_the_best():
 def test_the_report_is_logged_where_training_starts(caplog):
     fit(Means(), 1, Numbers(FIRST), Numbers(FIRST))
     assert "hello" in caplog.messages
+
+
+class Shifted(Means):
+    """A parameter of the task itself, outside of its network, and a network that exempts its weight from decay."""
+
+    def __init__(self, decay_all=False):
+        super().__init__()
+        self.network.no_weight_decay = lambda: {"weight"}
+        self.shift = nn.Parameter(torch.zeros(1, 1))
+        self.optimizer = Optimizer("sgd", 0.5, 0.25, decay_all=decay_all)
+
+    def training_loss(self, batch):
+        return super().training_loss(batch) + self.shift.sum()
+
+
+@pytest.mark.parametrize("decay_all", [False, True])
+def test_parameters_outside_of_the_network_learn(decay_all):
+    model = Shifted(decay_all)
+    fit(model, 1, Numbers(FIRST, FIRST), Numbers(FIRST, FIRST))
+    assert model.shift.item() < 0
+
+
+def test_what_the_network_exempts_from_weight_decay():
+    model = Shifted()
+    decay = {id(p): g["weight_decay"] for g in model.optimizer.build(model, 0.1).param_groups for p in g["params"]}
+    assert decay == {id(model.network.weight): 0.0, id(model.shift): 0.25}
+
+
+class Lists(Means):
+    """Batches are lists, of which the default takes no part."""
+
+    def evaluate(self, batch, metrics):
+        return None
+
+
+def test_batches_that_the_default_cannot_cut_are_refused():
+    model = Lists()
+    sampler = DistributedSampler(range(3), num_replicas=2, rank=1, shuffle=False)
+    loader = DataLoader([1, 2, 3], 2, sampler=sampler)
+    model.trainer = SimpleNamespace(testing=True, test_dataloaders=loader)
+    with pytest.raises(
+        ValueError, match=r"Lists must define first_samples for .* got 2 samples instead of the first 1"
+    ):
+        model._own_samples(["b", "a again"], 0)

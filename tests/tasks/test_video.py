@@ -216,3 +216,9 @@ def test_arguments_reach_the_network():
     assert (default.dropout.p, other.dropout.p) == (0.5, 0.0)
     assert (default.checkpointing, other.checkpointing) == (False, True)
     assert (default.conv1.stride, other.conv1.stride) == ((2, 2, 2), (1, 2, 2)), "8x8 keeps the frames there"
+
+
+@pytest.mark.parametrize("stage", ["val", "test", "predict"])
+def test_clips_without_an_axis_of_views_are_refused_in_evaluation(stage):
+    with pytest.raises(ValueError, match=r"must be views \(B, V, C, T, H, W\), got \(1, 3, 4, 8, 8\)"):
+        make().logits((torch.zeros(1, 3, 4, 8, 8), torch.tensor([0])), stage)

@@ -23,6 +23,7 @@ from nonlocal_nets.experiments.arguments import ExperimentError, Parser, count
 from nonlocal_nets.experiments.table import Outcome, save_csv, table
 from nonlocal_nets.experiments.workers import run_all
 from nonlocal_nets.run.cli import main as command
+from nonlocal_nets.run.folder import CONFIG
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def run(job: Job) -> Result:
     started = time.monotonic()
     folder = announced(fit).run_folder
     seconds = time.monotonic() - started
-    tested = announced(["test", "--config", str(folder / "config.yaml"), "--ckpt_path", "best"])
+    tested = announced(["test", "--config", str(folder / CONFIG), "--ckpt_path", "best"])
     metrics = tested.trainer.callback_metrics
     monitored = re.sub("^val/", "test/", getattr(tested.model, "monitor", ""))
     metric = job.metric or monitored

@@ -66,12 +66,13 @@ def _nested_nulls(args: Iterator[str]) -> Iterator[str]:
             value = yaml.safe_load(text)
         except yaml.YAMLError:  # the parser says what is wrong with it
             value = text
-        if _has_null(value):
+        if has_null(value):
             yield f"{match[1]}.{match[2]}={json.dumps({match[3]: value})}"
         else:
             yield f"{option}={text}"
 
 
-def _has_null(value: Any) -> bool:
+def has_null(value: Any) -> bool:
+    """Whether a value of a yaml is null, or has one inside."""
     inside = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return value is None or any(map(_has_null, inside))
+    return value is None or any(map(has_null, inside))

@@ -9,6 +9,7 @@ import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import ModelCheckpoint
 
+from nonlocal_nets.run.folder import LAST
 from nonlocal_nets.weights import read
 
 PART = ".part"  # ending of a file that is being written
@@ -45,9 +46,7 @@ class WholeCheckpoints(TorchCheckpointIO):
 def newest(folder: Path) -> tuple[Path | None, list[str]]:
     """The checkpoint in a folder that was written last and can be read, and why later ones cannot be."""
     torn = []
-    for path in sorted(
-        folder.glob("*.ckpt"), key=lambda p: (p.stat().st_mtime_ns, p.name == "last.ckpt"), reverse=True
-    ):
+    for path in sorted(folder.glob("*.ckpt"), key=lambda p: (p.stat().st_mtime_ns, p.name == LAST), reverse=True):
         try:
             read(path)
         except ValueError as error:
@@ -84,16 +83,16 @@ class LastCheckpoint(ModelCheckpoint):
     Lightning 2.6's `save_last` writes it only together with a new best one, from which a run would then go on.
 
     Args:
-        dirpath: the folder of the checkpoints.
+        path: of the file.
         arguments: those of the run's BestCheckpoint.
     """
 
-    def __init__(self, dirpath: Path, arguments: Any) -> None:
+    def __init__(self, path: Path, arguments: Any) -> None:
         often = {name: arguments[name] for name in ("every_n_train_steps", "train_time_interval", "every_n_epochs")}
         # at the end of an epoch: where only some are validated, Lightning would save after these
         often |= {"save_on_train_epoch_end": True, "enable_version_counter": False}
-        super().__init__(dirpath, filename="last", **often)
-        self.path = dirpath / "last.ckpt"
+        super().__init__(path.parent, filename=path.stem, **often)
+        self.path = path
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The end of a run is often between two intervals."""

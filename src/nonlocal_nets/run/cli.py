@@ -30,7 +30,7 @@ from nonlocal_nets.run.checkpoints import (
     newest,
 )
 from nonlocal_nets.run.errors import Parser, debug, one_line_for
-from nonlocal_nets.run.folder import RUN_ID, RunFolder, shared_id, unused_id
+from nonlocal_nets.run.folder import CONFIG, RUN_ID, RunFolder, shared_id, unused_id
 from nonlocal_nets.run.help import TITLES
 from nonlocal_nets.run.predictions import Predictions
 from nonlocal_nets.run.repeatable import Repeatable
@@ -38,6 +38,7 @@ from nonlocal_nets.run.signals import SaveOnSignal
 from nonlocal_nets.run.summary import Summary
 from nonlocal_nets.weights import check_fit, read
 
+ROOT = "runs"  # of all runs
 VERBS = {  # besides those of Lightning; experiments stand on this module, so that they are found by name
     "compare": "nonlocal_nets.experiments.compare",
     "sweep": "nonlocal_nets.experiments.sweep",
@@ -55,7 +56,7 @@ class SaveConfig(SaveConfigCallback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / "config.yaml"
+            path = Path(trainer.default_root_dir) / CONFIG
             path.parent.mkdir(parents=True, exist_ok=True)
             self.parser.save(self.config, str(path), skip_none=False, overwrite=True, multifile=False)
             for logger in trainer.loggers:
@@ -80,7 +81,7 @@ class NonLocalCLI(LightningCLI):
             parser.groups[name].title = title  # type: ignore[index]
         parser.set_defaults(
             {
-                "trainer.default_root_dir": "runs",
+                "trainer.default_root_dir": ROOT,
                 "checkpoint.save_last": False,  # LastCheckpoint writes last.ckpt
                 "checkpoint.filename": "epoch={epoch}-step={step}",
                 "checkpoint.auto_insert_metric_name": False,  # "val/accuracy" in a file name would be a folder
@@ -105,7 +106,7 @@ class NonLocalCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         if self.args.id is None:
-            self.args.id = shared_id() or unused_id(Path(self.args.trainer.default_root_dir) / self.args.project)
+            self.args.id = shared_id() or unused_id(self.folder.root / self.args.project)
         os.environ[RUN_ID] = self.args.id
         wandb.complete(self.args.trainer, self.args.project, self.args.id, self.run_folder)
 
@@ -121,12 +122,11 @@ class NonLocalCLI(LightningCLI):
         given = self.args.ckpt_path
         if given in (None, "hpc"):
             return
-        folder = self.folder.checkpoints
         with one_line_for(ValueError):
             if given == "best":  # Lightning knows it only in the process that trained
-                given = best_checkpoint(folder / "last.ckpt")
+                given = best_checkpoint(self.folder.last)
             elif given == "last":
-                given = self.last_checkpoint(folder)
+                given = self.last_checkpoint(self.folder.checkpoints)
             self.config_init[str(self.subcommand)].ckpt_path = None if given is None else str(given)
             if given is not None:
                 check_fit(read(given), self.model.state_dict(), given)
@@ -158,7 +158,7 @@ class NonLocalCLI(LightningCLI):
         """The run's folder and what is in it."""
         args = self.args
         checkpoints = args.checkpoint.dirpath
-        root = Path(args.trainer.default_root_dir)
+        root = Path(args.trainer.default_root_dir or ROOT)  # the user's null is Lightning's default: no folder given
         return RunFolder(root, str(args.project), str(args.id), None if checkpoints is None else Path(checkpoints))
 
     @property
@@ -176,7 +176,7 @@ class NonLocalCLI(LightningCLI):
             kwargs["logger"] = [TensorBoardLogger(folder.root, folder.project, folder.id), csv, *others]
         trainer = super().instantiate_trainer(**kwargs, default_root_dir=folder.path)  # where callbacks find it
         trainer.strategy.checkpoint_io = WholeCheckpoints()
-        trainer.callbacks.append(LastCheckpoint(folder.checkpoints, self.args.checkpoint))  # type: ignore[attr-defined]
+        trainer.callbacks.append(LastCheckpoint(folder.last, self.args.checkpoint))  # type: ignore[attr-defined]
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(folder.checkpoints)

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+CONFIG, LAST = "config.yaml", "last.ckpt"
 RUN_ID = "NONLOCAL_NETS_RUN_ID"  # hands the id to the processes that Lightning starts with the same command
 
 
@@ -34,11 +35,16 @@ class RunFolder:
     @property
     def config(self) -> Path:
         """The resolved config."""
-        return self.path / "config.yaml"
+        return self.path / CONFIG
 
     @property
     def checkpoints(self) -> Path:
         return self.checkpoint_dir or self.path / "checkpoints"
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint to resume from."""
+        return self.checkpoints / LAST
 
 
 def find(root: Path, run_id: str) -> Path | None:

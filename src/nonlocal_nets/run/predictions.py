@@ -47,6 +47,8 @@ class Predictions(BasePredictionWriter):
         self._write([dict(row) for row in rows], path)
 
     def _write(self, rows: list[dict[str, object]], path: Path) -> None:
+        if not rows:
+            return
         first = self.columns is None
         if self.columns is None:
             self.columns = list(rows[0])

@@ -169,7 +169,13 @@ class Task(pl.LightningModule, ABC):
         left = own - batch_idx * batches.batch_size
         if left <= 0:
             return None
-        return self.first_samples(batch, left) if left < self.num_samples(batch) else batch
+        if left >= self.num_samples(batch):
+            return batch
+        first = self.first_samples(batch, left)
+        if self.num_samples(first) != left:
+            given = f"got {self.num_samples(first)} samples instead of the first {left}"
+            raise ValueError(f"{type(self).__name__} must define first_samples for batches like its own: {given}")
+        return first
 
     @property
     def global_batch_size(self) -> int | None:
@@ -186,9 +192,14 @@ class Task(pl.LightningModule, ABC):
         if peak > self.optimizer.lr and not self.schedule.warmup_steps:
             times = f"{peak / self.optimizer.lr:g} times as high"
             rank_zero_warn(f"the learning rate is {times} for {size} samples in a step; set schedule.warmup_steps")
-        optimizer = self.optimizer.build(self.network, peak)
+        optimizer = self.optimizer.build(self, peak)  # all parameters, also those outside of the network
         schedule = self.schedule.build(optimizer, peak, steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def no_weight_decay(self) -> set[str]:
+        """The parameters that the network exempts from weight decay, beside norms and biases; timm asks for them."""
+        names: set[str] = getattr(self.network, "no_weight_decay", set)()
+        return {f"network.{name}" for name in names}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         scheduler.step_update(self.trainer.global_step)

@@ -6,7 +6,7 @@ yaml it stands under `model.init_args.<group>`. The defaults here are those of a
 
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from nonlocal_nets.nn import PRESETS, insert
+from nonlocal_nets.nn.messages import nearest
 
 SCHEDULES = ("cosine", "step")
 
@@ -162,15 +163,15 @@ class Optimizer:
             )
         return self.lr * global_batch_size / self.lr_base_size
 
-    def build(self, network: nn.Module, lr: float) -> torch.optim.Optimizer:
-        """The optimiser of the network's parameters; timm's rule says which of them do not decay."""
+    def build(self, module: nn.Module, lr: float) -> torch.optim.Optimizer:
+        """The optimiser of a module's parameters; timm's rule says which of them do not decay."""
         from timm.optim import create_optimizer_v2
 
         momentum = 0.9 if self.momentum is None else self.momentum
         options: dict[str, Any] = {"nesterov": False} if self.name == "sgd" and not momentum else {}
-        learning = [p for p in network.parameters() if p.requires_grad]
+        learning = [p for p in module.parameters() if p.requires_grad]
         optimizer: torch.optim.Optimizer = create_optimizer_v2(
-            learning if self.decay_all else network,  # which it splits into groups, without what is frozen
+            learning if self.decay_all else module,  # which it splits into groups, without what is frozen
             self.name,
             lr=lr,
             weight_decay=self.weight_decay,
@@ -217,11 +218,3 @@ class Schedule:
         # timm divides by it, and warns of 1, where 2 has the same first step; endless runs stay at the peak
         length = int(min(max(total_steps - self.warmup_steps, 2), sys.maxsize))
         return CosineLRScheduler(optimizer, length, **warmup, warmup_prefix=True, t_in_epochs=False)
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """The known names that are most like `name`, for a message; empty where none is."""
-    import difflib
-
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    return f"; nearest: {', '.join(near)}" if near else ""

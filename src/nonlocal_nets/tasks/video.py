@@ -131,7 +131,12 @@ class VideoClassification(Classification):
     def inputs(self, batch: Any, stage: str) -> Tensor:
         """Clips (B, C, T, H, W); in evaluation those of all views, (B * V, C, T, H, W)."""
         x: Tensor = batch[0]
-        return x if stage == "train" else x.flatten(0, 1)
+        if stage == "train":
+            return x
+        if x.ndim != 6:
+            given = f"got {tuple(x.shape)}; a single view has V = 1"
+            raise ValueError(f"a batch of evaluation or prediction must be views (B, V, C, T, H, W), {given}")
+        return x.flatten(0, 1)
 
     def logits(self, batch: Any, stage: str) -> Tensor:
         """Logits (B, num_classes) of the mean probabilities of the views (B, V, C, T, H, W)."""

@@ -8,6 +8,7 @@ import yaml
 
 from nonlocal_nets.experiments.arguments import ExperimentError
 from nonlocal_nets.experiments.sweep.engine import violations
+from nonlocal_nets.run.arguments import has_null
 
 MACRO = re.compile(r"\$\{(?!envvar:)(\w+)\}")
 ROOT = "trainer.default_root_dir"
@@ -49,7 +50,7 @@ def ambiguous(config: dict[str, Any]) -> list[str]:
     """What would reach the command as something else than the yaml says."""
     problems = []
     for name, parameter in config.get("parameters", {}).items():
-        if contains_none([parameter.get("value", 0), parameter.get("values", 0)]):
+        if has_null([parameter.get("value", 0), parameter.get("values", 0)]):
             problems.append(f'{name}: a null reaches the command as the word None; write "null", "[1, null]"')
     known = {"env", "interpreter", "program", *forms_of({})}
     for item in map(str, config.get("command", [])):
@@ -57,11 +58,6 @@ def ambiguous(config: dict[str, Any]) -> list[str]:
         if macros and (item != f"${{{macros[0]}}}" or macros[0] not in known):
             problems.append(f"command: {item!r} is not one of the macros, each an item: {', '.join(sorted(known))}")
     return problems
-
-
-def contains_none(value: Any) -> bool:
-    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return value is None or any(map(contains_none, items))
 
 
 def forms_of(parameters: dict[str, Any]) -> dict[str, list[str]]:

@@ -1,11 +1,10 @@
 """Image classifiers: any timm model, or a small network whose convolutions see little of the image."""
 
-import difflib
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from nonlocal_nets.nn.messages import shorten
+from nonlocal_nets.nn.messages import nearest, shorten
 
 
 class LocalConvNet(nn.Module):
@@ -52,9 +51,8 @@ def image_backbone(name: str, num_classes: int, in_chans: int = 3) -> nn.Module:
 
     known = timm.list_models()
     if name.partition(".")[0] not in known:
-        near = difflib.get_close_matches(name, [*known, "local_convnet"], n=3, cutoff=0.4)
-        given, names = shorten(repr(name)), ", ".join(near)
-        raise ValueError(f"unknown backbone {given}, neither local_convnet nor a timm model; nearest: {names}")
+        near = nearest(name, [*known, "local_convnet"], cutoff=0.4)
+        raise ValueError(f"unknown backbone {shorten(repr(name))}, neither local_convnet nor a timm model{near}")
     model: nn.Module = timm.create_model(name, pretrained=False, num_classes=num_classes, in_chans=in_chans)
     return model
 
