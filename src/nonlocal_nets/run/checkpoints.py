@@ -83,16 +83,16 @@ class LastCheckpoint(ModelCheckpoint):
     Lightning 2.6's `save_last` writes it only together with a new best one, from which a run would then go on.
 
     Args:
-        path: of the file.
+        dirpath: the folder of the checkpoints.
         arguments: those of the run's BestCheckpoint.
     """
 
-    def __init__(self, path: Path, arguments: Any) -> None:
+    def __init__(self, dirpath: Path, arguments: Any) -> None:
         often = {name: arguments[name] for name in ("every_n_train_steps", "train_time_interval", "every_n_epochs")}
         # at the end of an epoch: where only some are validated, Lightning would save after these
         often |= {"save_on_train_epoch_end": True, "enable_version_counter": False}
-        super().__init__(path.parent, filename=path.stem, **often)
-        self.path = path
+        self.path = dirpath / LAST
+        super().__init__(dirpath, filename=self.path.stem, **often)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The end of a run is often between two intervals."""

@@ -176,7 +176,7 @@ class NonLocalCLI(LightningCLI):
             kwargs["logger"] = [TensorBoardLogger(folder.root, folder.project, folder.id), csv, *others]
         trainer = super().instantiate_trainer(**kwargs, default_root_dir=folder.path)  # where callbacks find it
         trainer.strategy.checkpoint_io = WholeCheckpoints()
-        trainer.callbacks.append(LastCheckpoint(folder.last, self.args.checkpoint))  # type: ignore[attr-defined]
+        trainer.callbacks.append(LastCheckpoint(folder.checkpoints, self.args.checkpoint))  # type: ignore[attr-defined]
         for callback in trainer.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(folder.checkpoints)
