@@ -4,6 +4,8 @@ BIN := .venv/bin
 UV := $(BIN)/uv
 COMPARE := $(BIN)/python train.py compare
 SEEDS ?= 5
+# some images set it: without bytecode each command would take 20 s to import its packages, every time
+export PYTHONDONTWRITEBYTECODE :=
 QUIET := --trainer.enable_progress_bar=false --trainer.enable_model_summary=false
 
 .PHONY: demo results results-video results-sequence transfer notebooks test test-all test-cuda mutants check format bench lock

@@ -110,6 +110,17 @@ def test_a_value_two_levels_down_is_changed_alone(tmp_path):
     assert (block.pool, block.pool_position) == (2, "embedding")
 
 
+def test_one_batch_is_a_count_and_not_the_whole_epoch():
+    for name in ("train", "val", "test", "predict"):
+        cli = fit("--trainer.max_epochs=0", f"--trainer.limit_{name}_batches=1", f"--id={name}")
+        saved = yaml.safe_load((cli.run_folder / "config.yaml").read_text())["trainer"][f"limit_{name}_batches"]
+        assert (saved, type(saved)) == (1, int)
+        limit = getattr(cli.trainer, f"limit_{name}_batches")
+        assert (limit, type(limit)) == (1, int)
+    cli = fit("--id=all", "--trainer.limit_train_batches=1.0", "--data.train_samples=8")
+    assert cli.trainer.global_step == 2
+
+
 def test_the_saved_config_repeats_the_run_bit_for_bit():
     first = fit("--id=first", "--seed_everything=3", "--model.blocks.pairwise=dot_product")
     again = main(["fit", "--config", str(first.run_folder / "config.yaml"), "--id=again"])

@@ -16,7 +16,6 @@ from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 import nonlocal_nets.callbacks  # with data and tasks: so that `class_path` may be a bare name
-import nonlocal_nets.run.lightning
 import nonlocal_nets.tasks  # noqa: F401
 from nonlocal_nets.data import CorruptFileError
 from nonlocal_nets.run import wandb
@@ -32,6 +31,7 @@ from nonlocal_nets.run.checkpoints import (
 from nonlocal_nets.run.errors import Parser, debug, one_line_for
 from nonlocal_nets.run.folder import CONFIG, RUN_ID, RunFolder, shared_id, unused_id
 from nonlocal_nets.run.help import TITLES
+from nonlocal_nets.run.lightning import counts_before_fractions
 from nonlocal_nets.run.predictions import Predictions
 from nonlocal_nets.run.repeatable import Repeatable
 from nonlocal_nets.run.signals import SaveOnSignal
@@ -77,6 +77,7 @@ class NonLocalCLI(LightningCLI):
         help_id = "Name of the run; default: that of the SLURM job, torchrun or sweep, or the time. One id, one run."
         parser.add_argument("--id", type=str | None, default=None, help=help_id)
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
+        counts_before_fractions(parser)
         for name, title in TITLES.items():
             parser.groups[name].title = title  # type: ignore[index]
         parser.set_defaults(
