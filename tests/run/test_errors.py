@@ -186,7 +186,7 @@ def test_a_corrupt_image_to_predict(images, capsys):
     path = root / "train" / "bee" / "3.png"
     path.write_bytes(b"none")
     quiet = "--trainer.enable_progress_bar=false"
-    message = fails(capsys, "predict", *words[:7], quiet, f"--data.path={path}")
+    message = fails(capsys, "predict", *words[:7], quiet, f"--data.path={path}", "--ckpt_path=initial")
     assert message.startswith(f"corrupt image {path}: ")
 
 

@@ -1,9 +1,8 @@
 """Where the things of a run are, and which id it has. (Ids that processes share: tests/run/test_survival.py.)"""
 
-import time
 from pathlib import Path
 
-from nonlocal_nets.run.folder import RunFolder, find, unused_id
+from nonlocal_nets.run.folder import RunFolder, find
 
 
 def test_everything_but_the_checkpoints_is_in_the_folder_of_the_run():
@@ -21,10 +20,3 @@ def test_a_run_is_found_by_its_id_in_any_project(tmp_path):
     (tmp_path / "a" / "first").touch()
     assert find(tmp_path, "first") == tmp_path / "b" / "first"
     assert find(tmp_path, "second") is None
-
-
-def test_two_runs_that_begin_in_the_same_second_have_two_ids(tmp_path, monkeypatch):
-    monkeypatch.setattr(time, "strftime", lambda _format: "now")
-    for expected in ("now", "now-2", "now-3"):
-        assert unused_id(tmp_path) == expected
-        (tmp_path / expected).mkdir()

@@ -11,8 +11,8 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from nonlocal_nets.run import cli
 from nonlocal_nets.run.cli import main
+from nonlocal_nets.run.folder import RUN_ID, shared_id
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "image" / "cued_digits.yaml")
 WORDS = [
@@ -252,14 +252,14 @@ def test_killed_twenty_times_at_any_moment_also_while_it_writes(tmp_path):
     [
         ({"WANDB_RUN_ID": "sweep", "SLURM_JOB_ID": "3"}, "sweep"),
         ({"SLURM_JOB_ID": "3"}, "3"),
-        ({"LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "job", cli.RUN_ID: "parent"}, "job"),
-        ({"LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "none", cli.RUN_ID: "parent"}, "parent"),
-        ({cli.RUN_ID: "an earlier run of this process"}, None),
+        ({"LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "job", RUN_ID: "parent"}, "job"),
+        ({"LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "none", RUN_ID: "parent"}, "parent"),
+        ({RUN_ID: "an earlier run of this process"}, None),
     ],
 )
 def test_all_processes_of_a_run_find_the_same_id(monkeypatch, given, expected):
-    for name in ("WANDB_RUN_ID", "SLURM_JOB_ID", "LOCAL_RANK", "TORCHELASTIC_RUN_ID", cli.RUN_ID):
+    for name in ("WANDB_RUN_ID", "SLURM_JOB_ID", "LOCAL_RANK", "TORCHELASTIC_RUN_ID", RUN_ID):
         monkeypatch.delenv(name, raising=False)
     for name, value in given.items():
         monkeypatch.setenv(name, value)
-    assert cli.shared_id() == expected
+    assert shared_id() == expected

@@ -221,6 +221,9 @@ def test_wandb_gets_the_config_that_is_saved(tmp_path):
         default_root_dir=str(tmp_path),
         loggers=[CSVLogger(tmp_path), logger],
     )
-    parser = SimpleNamespace(save=lambda config, path, **_: Path(path).write_text(yaml.safe_dump(config)))
-    SaveConfig(parser, {"project": "digits", "model": {"lr": 0.5}}).on_fit_start(trainer, None)
-    logger.log_hyperparams.assert_called_once_with({"project": "digits", "model": {"lr": 0.5}})
+    parser = SimpleNamespace(dump=lambda config, **_: yaml.safe_dump(config.as_dict()))
+    config = Namespace(project="digits", model={"lr": 0.5}, ckpt_path="last")
+    SaveConfig(parser, config).on_fit_start(trainer, None)
+    logged = {"project": "digits", "model": {"lr": 0.5}, "ckpt_path": None}
+    logger.log_hyperparams.assert_called_once_with(logged)
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text()) == logged

@@ -11,6 +11,7 @@ from nonlocal_nets.data.kinetics import Kinetics
 from nonlocal_nets.data.listops import ListOps
 from nonlocal_nets.data.speech_commands import SpeechCommands
 from nonlocal_nets.data.text import Text
+from nonlocal_nets.data.trained import MissingDataError
 from nonlocal_nets.data.ucr import UCR
 from nonlocal_nets.data.video_folder import VideoFolder
 
@@ -25,6 +26,7 @@ __all__ = [
     "ImageFolder",
     "Kinetics",
     "ListOps",
+    "MissingDataError",
     "SpeechCommands",
     "Text",
     "VideoFolder",

@@ -183,6 +183,14 @@ class DataModule(pl.LightningDataModule, ABC):
         self.input_size = input_size
         self.batch_size, self.test_batch_size, self.num_workers = batch_size, batch_size, num_workers
 
+    @property
+    def meaning(self) -> dict[str, Any]:
+        """What the inputs and outputs of a network trained on these data mean, in plain values, for its checkpoints.
+
+        "class_names", in the order of the outputs; "normalisation", the options that scale the inputs; "input_size".
+        """
+        return {"class_names": list(self.class_names), "normalisation": {}, "input_size": list(self.input_size)}
+
     @abstractmethod
     def dataset(self, part: str) -> Dataset[tuple[Tensor, Any]]:
         """Inputs and targets of "train", "val" or "test"."""

@@ -3,6 +3,7 @@
 import csv
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from nonlocal_nets.data.base import listed
 from nonlocal_nets.data.decoding import VIDEO_EXTENSIONS, plain_frames, write_video
+from nonlocal_nets.data.trained import MissingDataError, training_data
 from nonlocal_nets.data.videos import SMALL, Clips, VideoDataModule
 
 RATE = 24.0  # frames per second of the published folders of frames
@@ -47,20 +49,9 @@ class Charades(VideoDataModule):
     multi_label = True
 
     def __init__(self, root: str, videos: str = "Charades_v1_480", **kwargs: Any) -> None:
-        folder = Path(root)
-        classes = read_classes(folder / "Charades_v1_classes.txt")
-        if not (folder / videos).is_dir():
-            raise ValueError(f"no folder {folder / videos}: expected videos, <id>.mp4, or one folder per video")
-        found = {path.stem: path for path in (folder / videos).iterdir() if _is_video(path)}
-        parts = {}
-        for part in ("train", "test"):
-            rows = read_list(folder / f"Charades_v1_{part}.csv", len(classes))
-            missing = [name for name in rows if name not in found]
-            if missing:
-                problem = f"{len(missing)} of {len(rows)} videos of {part} are not in {folder / videos}"
-                raise ValueError(f"{problem}: {listed(missing, 40)}")
-            parts[part] = [(str(found[name]), actions) for name, actions in rows.items()]
-        super().__init__(class_names=classes, parts={**parts, "val": parts["test"]}, **kwargs)
+        read = partial(read_parts, Path(root), videos)
+        classes, parts = training_data(read, lambda trained: (trained["class_names"], {}))
+        super().__init__(class_names=classes, parts=parts, **kwargs)
 
     def clips(self, samples: Sequence[tuple[str, Any]], part: str) -> "ActionClips":
         return ActionClips(self.num_classes, samples, rate=RATE, **self.arguments(part))
@@ -80,6 +71,22 @@ class ActionClips(Clips[list[Action]]):
         return labels
 
 
+def read_parts(root: Path, videos: str) -> tuple[list[str], dict[str, list[tuple[str, list[Action]]]]]:
+    """Classes, and samples of each part; val is test."""
+    classes, folder = read_classes(root / "Charades_v1_classes.txt"), root / videos
+    if not folder.is_dir():
+        raise MissingDataError(f"no folder {folder}: expected videos, <id>.mp4, or one folder per video")
+    found = {path.stem: path for path in folder.iterdir() if _is_video(path)}
+    parts = {}
+    for part in ("train", "test"):
+        rows = read_list(root / f"Charades_v1_{part}.csv", len(classes))
+        if missing := [name for name in rows if name not in found]:
+            problem = f"{len(missing)} of {len(rows)} videos of {part} are not in {folder}"
+            raise MissingDataError(f"{problem}: {listed(missing, 40)}")
+        parts[part] = [(str(found[name]), actions) for name, actions in rows.items()]
+    return classes, {**parts, "val": parts["test"]}
+
+
 def _is_video(path: Path) -> bool:
     return path.is_dir() or path.suffix.lower() in VIDEO_EXTENSIONS
 
@@ -87,7 +94,7 @@ def _is_video(path: Path) -> bool:
 def read_classes(path: Path) -> list[str]:
     """The names of the classes, from lines such as "c000 Holding some clothes"."""
     if not path.is_file():
-        raise ValueError(f"no file {path}: expected lines such as 'c000 Holding some clothes'")
+        raise MissingDataError(f"no file {path}: expected lines such as 'c000 Holding some clothes'")
     names = []
     for number, line in enumerate(path.read_text().splitlines()):
         code, _, name = line.partition(" ")
@@ -100,7 +107,7 @@ def read_classes(path: Path) -> list[str]:
 def read_list(path: Path, classes: int) -> dict[str, list[Action]]:
     """The actions of each video, from the columns id and actions: "c092 11.90 21.20;c147 0.00 12.60", or empty."""
     if not path.is_file():
-        raise ValueError(f"no file {path}: expected Charades' list, with the columns id and actions")
+        raise MissingDataError(f"no file {path}: expected Charades' list, with the columns id and actions")
     with path.open(newline="") as file:
         reader = csv.DictReader(file)
         if not {"id", "actions"} <= set(reader.fieldnames or ()):

@@ -1,6 +1,8 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009), 60,000 images of 32 x 32 pixels, read by torchvision."""
 
 import pickle
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +18,7 @@ from torchvision.transforms import v2
 
 from nonlocal_nets.data.base import listed, one_line, split
 from nonlocal_nets.data.images import ImageDataModule
+from nonlocal_nets.data.trained import MissingDataError, training_data
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")  # CIFAR-10's
 KINDS = (("coarse", 20), ("fine", 100))  # CIFAR-100's labels
@@ -74,11 +77,10 @@ class CIFAR(ImageDataModule):
             raise ValueError(f"classes must be 10 or 100, got {classes}")
         if download:
             _download(Path(root), classes)
-        train, test = (_read(Path(root), classes, train, verify) for train in (True, False))
+        read = partial(_read_parts, Path(root), classes, verify, val_fraction, seed)
+        names, self.parts = training_data(read, lambda trained: (trained["class_names"], {}))
         crop = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()]
-        super().__init__(class_names=train.classes, image_size=32, augment=crop, crop_fraction=1.0, **kwargs)
-        parts = split(train.targets, {"val": val_fraction}, seed)
-        self.parts = {part: (train, indices) for part, indices in parts.items()} | {"test": (test, range(len(test)))}
+        super().__init__(class_names=names, image_size=32, augment=crop, crop_fraction=1.0, **kwargs)
 
     def images(self, part: str, transform: v2.Transform) -> Subset[tuple[Tensor, int]]:
         read, indices = self.parts[part]
@@ -95,6 +97,16 @@ def _download(root: Path, classes: int) -> None:
             raise ValueError(f"the download of {url} to {root} is damaged: {one_line(error)}") from error
 
 
+def _read_parts(
+    root: Path, classes: int, verify: bool, val_fraction: float, seed: int
+) -> tuple[list[str], dict[str, tuple[Any, Sequence[int]]]]:
+    """Names of the classes, and torchvision's data set and the indices of each part."""
+    train, test = (_read(root, classes, train, verify) for train in (True, False))
+    indices = split(train.targets, {"val": val_fraction}, seed)
+    parts: dict[str, tuple[Any, Sequence[int]]] = {part: (train, chosen) for part, chosen in indices.items()}
+    return train.classes, parts | {"test": (test, range(len(test)))}
+
+
 def _read(root: Path, classes: int, train: bool, verify: bool) -> Any:
     """torchvision's data set, with or without a check of the md5 sums."""
     reader = READERS[classes]
@@ -109,7 +121,7 @@ def _read(root: Path, classes: int, train: bool, verify: bool) -> Any:
         bad = [name for name, md5 in files if not check_integrity(folder / name, md5 if verify else None)]
         problem = f"missing or damaged in {folder}: {listed(bad, 60)}" if folder.is_dir() else f"no folder {folder}"
         expected = f"expected the files of {reader.url}, or download: true"
-        raise ValueError(f"{problem}; {expected}") from error
+        raise MissingDataError(f"{problem}; {expected}") from error
 
 
 def fake(root: str | Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Buerhop-Lutz et al. (EU PVSEC 2018), Deitsch et al. (Solar Energy 185, 2019). CC
 """
 
 import importlib
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,7 +16,8 @@ from PIL import Image
 from torchvision.transforms import v2
 
 from nonlocal_nets.data.base import split
-from nonlocal_nets.data.images import ImageFilesDataModule
+from nonlocal_nets.data.images import ImageFilesDataModule, Sample
+from nonlocal_nets.data.trained import MissingDataError, training_data
 
 PACKAGE = RequirementCache("elpv-dataset")
 CLASSES = {"defect": ("functional", "defective"), "type": ("mono", "poly")}
@@ -68,19 +70,25 @@ class ELPV(ImageFilesDataModule):
     ) -> None:
         if target not in CLASSES:
             raise ValueError(f"target must be 'defect' or 'type', got {target!r}")
-        cells = read_cells(_package_folder() if root is None else Path(root))
-        labels = [int(cell.probability > 0.5) if target == "defect" else int(cell.type == "poly") for cell in cells]
-        groups = [f"{cell.type} {cell.probability:.2f}" for cell in cells]
-        parts = split(groups, {"test": test_fraction, "val": val_fraction}, seed)
+        fractions = {"test": test_fraction, "val": val_fraction}
+        parts = training_data(partial(read_parts, root, target, fractions, seed), lambda _trained: {})
         turns = v2.RandomChoice([v2.RandomRotation((angle, angle)) for angle in (0, 90, 180, 270)])
         super().__init__(
             class_names=CLASSES[target],
             image_size=image_size,
             augment=[v2.Resize((image_size, image_size)), v2.RandomHorizontalFlip(), turns],
             crop_fraction=1.0,
-            parts={part: [(cells[k].path, labels[k]) for k in chosen] for part, chosen in parts.items()},
+            parts=parts,
             **kwargs,
         )
+
+
+def read_parts(root: str | None, target: str, fractions: dict[str, float], seed: int) -> dict[str, list[Sample]]:
+    """The samples of each part, with the labels of a target."""
+    cells = read_cells(_package_folder() if root is None else Path(root))
+    labels = [int(cell.probability > 0.5) if target == "defect" else int(cell.type == "poly") for cell in cells]
+    parts = split([f"{cell.type} {cell.probability:.2f}" for cell in cells], fractions, seed)
+    return {part: [(cells[k].path, labels[k]) for k in chosen] for part, chosen in parts.items()}
 
 
 def _package_folder() -> Path:
@@ -97,7 +105,7 @@ def read_cells(root: Path) -> list[Cell]:
     """
     table = root / "labels.csv"
     if not table.is_file():
-        raise ValueError(f"no file {table}: expected rows of path, probability, and mono or poly")
+        raise MissingDataError(f"no file {table}: expected rows of path, probability, and mono or poly")
     cells = []
     for number, line in enumerate(table.read_text().splitlines(), 1):
         try:
@@ -108,7 +116,7 @@ def read_cells(root: Path) -> list[Cell]:
         if cell is None or not 0 <= cell.probability <= 1 or cell.type not in CLASSES["type"]:
             raise ValueError(f"{table}, line {number}: expected path, probability, mono or poly; got {line[:80]!r}")
         if not Path(cell.path).is_file():
-            raise ValueError(f"{table}, line {number}: no file {cell.path}")
+            raise MissingDataError(f"{table}, line {number}: no file {cell.path}")
         cells.append(cell)
     return cells
 

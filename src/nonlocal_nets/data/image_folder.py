@@ -1,5 +1,6 @@
 """Images in class folders: ImageNet's layout with train and val, or one folder that is split at random."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torchvision.transforms import v2
 
 from nonlocal_nets.data.base import listed, one_line, split
 from nonlocal_nets.data.images import ImageFilesDataModule, Sample
+from nonlocal_nets.data.trained import MissingDataError, training_data
 
 
 class ImageFolder(ImageFilesDataModule):
@@ -51,16 +53,9 @@ class ImageFolder(ImageFilesDataModule):
     ) -> None:
         if not 0 < scale[0] <= scale[1] <= 1:
             raise ValueError(f"scale must be two shares, 0 < smallest <= largest <= 1, got {scale}")
-        folder = Path(root)
-        if not folder.is_dir():
-            raise ValueError(f"no folder {folder}: {_expected(folder)}")
-        if any(_has_folders(folder / part) for part in ("train", "val")):
-            classes, parts = _read_parts(folder)
-        else:
-            classes, samples = _read(folder)
-            labels = [label for _, label in samples]
-            indices = split(labels, {"test": test_fraction, "val": val_fraction}, seed)
-            parts = {part: [samples[k] for k in chosen] for part, chosen in indices.items()}
+        fractions = {"test": test_fraction, "val": val_fraction}
+        read = partial(_read_any, Path(root), fractions, seed)
+        classes, parts = training_data(read, lambda trained: (trained["class_names"], {}))
         augment: list[v2.Transform] = [v2.RandomResizedCrop(image_size, scale)]
         super().__init__(
             class_names=classes,
@@ -70,6 +65,17 @@ class ImageFolder(ImageFilesDataModule):
             parts=parts,
             **kwargs,
         )
+
+
+def _read_any(root: Path, fractions: dict[str, float], seed: int) -> tuple[list[str], dict[str, list[Sample]]]:
+    """Classes, and samples of each part, of either layout."""
+    if not root.is_dir():
+        raise MissingDataError(f"no folder {root}: {_expected(root)}")
+    if any(_has_folders(root / part) for part in ("train", "val")):
+        return _read_parts(root)
+    classes, samples = _read(root)
+    indices = split([label for _, label in samples], fractions, seed)
+    return classes, {part: [samples[k] for k in chosen] for part, chosen in indices.items()}
 
 
 def _expected(root: Path) -> str:
@@ -84,7 +90,7 @@ def _read_parts(root: Path) -> tuple[list[str], dict[str, list[Sample]]]:
     """Classes, and samples of each part, of the layout with root/train and root/val."""
     for part in ("train", "val"):
         if not _has_folders(root / part):
-            raise ValueError(f"no class folders in {root / part}: {_expected(root)}")
+            raise MissingDataError(f"no class folders in {root / part}: {_expected(root)}")
     # ImageNet's own test set has no labels, hence no class folders: then the test uses val
     folders = {"train": "train", "val": "val", "test": "test" if _has_folders(root / "test") else "val"}
     classes, train = _read(root / "train")
@@ -103,7 +109,7 @@ def _read(folder: Path) -> tuple[list[str], list[Sample]]:
     try:
         found = datasets.ImageFolder(folder)
     except FileNotFoundError as error:  # no class folder, or one without an image
-        raise ValueError(f"{folder}: {one_line(error).rstrip('. ')}; expected {folder}/<class>/*") from error
+        raise MissingDataError(f"{folder}: {one_line(error).rstrip('. ')}; expected {folder}/<class>/*") from error
     return found.classes, found.samples
 
 

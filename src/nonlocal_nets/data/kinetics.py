@@ -3,6 +3,7 @@
 import csv
 import logging
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch.utils.data import Dataset
 
 from nonlocal_nets.data.base import listed
 from nonlocal_nets.data.decoding import VIDEO_EXTENSIONS, plain_frames, write_video
+from nonlocal_nets.data.trained import MissingDataError, training_data
 from nonlocal_nets.data.videos import SMALL, Sample, VideoDataModule
 
 log = logging.getLogger(__name__)
@@ -37,24 +39,32 @@ class Kinetics(VideoDataModule):
 
     def __init__(self, root: str, **kwargs: Any) -> None:
         folder = Path(root)
-        train = read_list(folder, "train")
-        classes = sorted({label for label, _ in train})
-        lists = {"train": train, "val": read_list(folder, "val")}
-        if (find_list(folder, "test") or Path()).is_file() and (rows := read_list(folder, "test")):
-            lists["test"] = rows
-        parts = {part: _samples(folder / part, rows, classes) for part, rows in lists.items()}
-        super().__init__(class_names=classes, parts={"test": parts["val"], **parts}, **kwargs)
+        read = partial(read_parts, folder)
+        classes, lists, parts = training_data(read, lambda trained: (trained["class_names"], {}, {}))
+        super().__init__(class_names=classes, parts=parts, **kwargs)
         self.messages = {part: _no_videos(folder / part, rows) for part, rows in lists.items()}
-        for part in ("train", "val"):
-            self._check(part)
 
     def _check(self, part: str) -> None:
         if not self.parts[part]:
-            raise ValueError(self.messages[part])
+            raise MissingDataError(self.messages[part])
 
     def dataset(self, part: str) -> Dataset[tuple[Tensor, Any]]:
         self._check(part)
         return super().dataset(part)
+
+
+def read_parts(root: Path) -> tuple[list[str], dict[str, list[tuple[str, str]]], dict[str, list[Sample]]]:
+    """Classes, the rows of each list, and the samples of each part: those of val for a test without a list."""
+    train = read_list(root, "train")
+    classes = sorted({label for label, _ in train})
+    lists = {"train": train, "val": read_list(root, "val")}
+    if (find_list(root, "test") or Path()).is_file() and (rows := read_list(root, "test")):
+        lists["test"] = rows
+    parts = {part: _samples(root / part, rows, classes) for part, rows in lists.items()}
+    for part in ("train", "val"):
+        if not parts[part]:
+            raise MissingDataError(_no_videos(root / part, lists[part]))
+    return classes, lists, {"test": parts["val"], **parts}
 
 
 def find_list(root: Path, part: str) -> Path | None:
@@ -67,7 +77,7 @@ def read_list(root: Path, part: str) -> list[tuple[str, str]]:
     """Labels and file names, `<id>_<start>_<end>`; no rows for a test list without labels, as that of a challenge."""
     path = find_list(root, part)
     if path is None:
-        raise ValueError(f"no file {part}.csv in {root} or {root / 'annotations'}: expected Kinetics' list")
+        raise MissingDataError(f"no file {part}.csv in {root} or {root / 'annotations'}: expected Kinetics' list")
     rows = []
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file)

@@ -16,6 +16,7 @@ c209b2a it dropped the closing square brackets too; results from that time are f
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from nonlocal_nets.data.base import CorruptFileError, check_minimum
 from nonlocal_nets.data.sequences import SequenceDataModule, Sequences
+from nonlocal_nets.data.trained import MissingDataError, training_data
 
 TOKENS = ("[MIN", "[MAX", "[MED", "[SM", "]", *"0123456789")
 CODES = {token: code for code, token in enumerate(TOKENS)}
@@ -104,8 +106,9 @@ class ListOps(SequenceDataModule):
         if root is None:
             generate(self.grammar, seed, "train", 1)  # raises if no expression has such a length
         else:
-            self.parts = {part: read(Path(root) / f"basic_{part}.tsv", max_length) for part in PARTS}
-            max_length = max(self.parts["train"].lengths)
+            self.parts, max_length = training_data(
+                partial(read_parts, Path(root), max_length), lambda trained: ({}, trained["input_size"][1])
+            )
         super().__init__(TOKENS[ZERO:], len(TOKENS), max_length, batch_size, num_workers)
 
     def dataset(self, part: str) -> Sequences:
@@ -115,6 +118,12 @@ class ListOps(SequenceDataModule):
         if self.to_predict is None:
             raise ValueError("predict needs expressions: --data.path=<tsv file, or file with one expression per line>")
         return self.to_predict
+
+
+def read_parts(root: Path, max_length: int) -> tuple[dict[str, Sequences], int]:
+    """The parts in the published files, and the length of the longest training expression."""
+    parts = {part: read(root / f"basic_{part}.tsv", max_length) for part in PARTS}
+    return parts, max(parts["train"].lengths)
 
 
 def generate(grammar: Grammar, seed: int, part: str, samples: int) -> Sequences:
@@ -215,7 +224,7 @@ def _rows(path: Path, labelled: bool) -> Iterator[tuple[int, str, str]]:
     """Line number, expression and label of each line except the header and empty lines."""
     if not path.is_file():
         expected = "a tsv file with the columns Source and Target" if labelled else "one expression per line"
-        raise ValueError(f"no file {path}: expected {expected}")
+        raise MissingDataError(f"no file {path}: expected {expected}")
     with path.open(encoding="utf-8-sig", errors="replace") as file:
         for number, line in enumerate(file, 1):
             source, label = (text.strip() for text in line.partition("\t")[::2])

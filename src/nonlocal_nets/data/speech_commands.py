@@ -3,6 +3,7 @@
 import math
 import wave
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from nonlocal_nets.data.audio import check_wav, frames, log_mel, mel_filters, read_wav, shifted
 from nonlocal_nets.data.base import Files, Target, check_corrupt, check_minimum, find_files, listed
 from nonlocal_nets.data.sequences import SequenceDataModule
+from nonlocal_nets.data.trained import MissingDataError, training_data
 
 RATE = 16_000  # Hz
 LISTS = {"val": "validation_list.txt", "test": "testing_list.txt"}
@@ -98,15 +100,21 @@ class SpeechCommands(SequenceDataModule):
         check_corrupt(corrupt, max_corrupt)
         self.filters = mel_filters(n_mels, RATE) if features == "log_mel" else None
         self.paths = None if path is None else find_files(path, (".wav",), "recording")
-        classes, self.parts = find_recordings(Path(root), words)
+        find = partial(find_recordings, Path(root), words)
+        classes, self.parts = training_data(find, lambda trained: (trained["class_names"], {}))
         if corrupt == "stop":
             paths = [file for samples in self.parts.values() for file, _ in samples]
-            for file in paths[:: math.ceil(len(paths) / CHECKED)]:
+            for file in paths[:: math.ceil(len(paths) / CHECKED) or 1]:
                 check_wav(file, RATE, max_length)
+        self.features, self.n_mels = features, n_mels
         self.max_length, self.shift = max_length, round(time_shift * RATE)
         self.corrupt, self.max_corrupt = corrupt, max_corrupt
         size = (1, max_length) if self.filters is None else (n_mels, frames(max_length))
         super().__init__(classes, *size, batch_size, num_workers)
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        return super().meaning | {"normalisation": {"features": self.features, "n_mels": self.n_mels}}
 
     def dataset(self, part: str) -> Recordings[int]:
         shift = self.shift if part == "train" else 0
@@ -126,7 +134,7 @@ def find_recordings(root: Path, words: Sequence[str] | None) -> tuple[list[str],
     existing = [name for name in folders if name[0] not in "_."]
     classes = existing if words is None else list(words)
     if not existing:
-        raise ValueError(f"no word folder in {root}: {expected}")
+        raise MissingDataError(f"no word folder in {root}: {expected}")
     if not classes or len(set(classes)) < len(classes) or not set(classes) <= set(existing):
         given = listed(sorted(set(classes) - set(existing)) or classes, 60) or "none"
         raise ValueError(f"words must be distinct folders in {root}, which has {listed(existing, 60)}; got {given}")
@@ -135,23 +143,23 @@ def find_recordings(root: Path, words: Sequence[str] | None) -> tuple[list[str],
     for label, word in enumerate(classes):
         files = sorted(path.name for path in (root / word).glob("*.wav"))
         if not files:
-            raise ValueError(f"no recording in {root / word}: {expected}")
+            raise MissingDataError(f"no recording in {root / word}: {expected}")
         for name in files:
             parts[part_of.get(f"{word}/{name}", "train")].append((str(root / word / name), label))
     if empty := [part for part, samples in parts.items() if not samples]:
-        raise ValueError(f"no recording for {' and '.join(empty)} in {root}: {expected}")
+        raise MissingDataError(f"no recording for {' and '.join(empty)} in {root}: {expected}")
     return classes, parts
 
 
 def read_list(path: Path, words: Sequence[str] | None) -> list[str]:
     """The lines <word>/<file> of a list, only for some words if `words` is given; ValueError if a file is missing."""
     if not path.is_file():
-        raise ValueError(f"no file {path}: expected lines <word>/<speaker>_nohash_<n>.wav")
+        raise MissingDataError(f"no file {path}: expected lines <word>/<speaker>_nohash_<n>.wav")
     lines = [(number, line.strip()) for number, line in enumerate(path.read_text().splitlines(), 1)]
     chosen = [(number, line) for number, line in lines if line and (words is None or line.partition("/")[0] in words)]
     for number, line in chosen:
         if not (path.parent / line).is_file():
-            raise ValueError(f"{path}, line {number}: no file {path.parent / line}")
+            raise MissingDataError(f"{path}, line {number}: no file {path.parent / line}")
     return [line for _, line in chosen]
 
 

@@ -6,7 +6,8 @@ the test set is used for validation too; here validation is a share of train.
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from nonlocal_nets.data.base import CorruptFileError, check_minimum, find_files, listed, split
 from nonlocal_nets.data.sequences import SequenceDataModule, Sequences
+from nonlocal_nets.data.trained import MissingDataError, training_data
 
 UNLABELLED = "unsup"  # IMDb's folder of reviews without labels
 EXPECTED = "expected a csv file, or a folder with train.csv or train/<class>/*.txt, and the same for test"
@@ -90,26 +92,18 @@ class Text(SequenceDataModule):
             raise ValueError(f"too_long must be 'error' or 'cut', got {too_long!r}")
         check_minimum({"max_length": (max_length, 1)})
         cut = too_long == "cut"
-        rows = {
-            part: [(row, encode(row, max_length, cut)) for row in found]
-            for part, found in read_parts(Path(root), (text_column, label_column)).items()
-        }
         fractions = {"test": test_fraction, "val": val_fraction}
-        if missing := {part: fractions[part] for part in fractions if part not in rows}:
-            whole = rows["train"]
-            chosen = split([row.label for row, _ in whole], missing, seed)
-            rows |= {part: [whole[k] for k in indices] for part, indices in chosen.items()}
-        classes = sorted({row.label for row, _ in rows["train"]})
-        self.parts = {
-            part: Sequences([tokens for _, tokens in pairs], [number(row, classes) for row, _ in pairs])
-            for part, pairs in rows.items()
-        }
+        columns = (text_column, label_column)
+        read_all = partial(read_encoded, Path(root), columns, max_length, cut, fractions, seed)
+        classes, self.parts, length = training_data(
+            read_all, lambda trained: (trained["class_names"], {}, trained["input_size"][1])
+        )
         self.to_predict = None
         if path is not None:
             files = find_files(path, (".txt", ".csv"), "text")
             texts = [row for file in files for row in read(Path(file), (text_column,))]
             self.to_predict = Sequences([encode(row, max_length, cut) for row in texts], [row.name for row in texts])
-        super().__init__(classes, 256, max(self.parts["train"].lengths), batch_size, num_workers)
+        super().__init__(classes, 256, length, batch_size, num_workers)
 
     def dataset(self, part: str) -> Sequences:
         return self.parts[part]
@@ -118,6 +112,26 @@ class Text(SequenceDataModule):
         if self.to_predict is None:
             raise ValueError("predict needs texts: --data.path=<text file, csv file or folder>")
         return self.to_predict
+
+
+def read_encoded(
+    root: Path, columns: Sequence[str], max_length: int, cut: bool, fractions: Mapping[str, float], seed: int
+) -> tuple[list[str], dict[str, Sequences], int]:
+    """Classes, the texts and labels of each part, and the length of the longest training text."""
+    rows = {
+        part: [(row, encode(row, max_length, cut)) for row in found]
+        for part, found in read_parts(root, columns).items()
+    }
+    if missing := {part: fractions[part] for part in fractions if part not in rows}:
+        whole = rows["train"]
+        chosen = split([row.label for row, _ in whole], missing, seed)
+        rows |= {part: [whole[k] for k in indices] for part, indices in chosen.items()}
+    classes = sorted({row.label for row, _ in rows["train"]})
+    parts = {
+        part: Sequences([tokens for _, tokens in pairs], [number(row, classes) for row, _ in pairs])
+        for part, pairs in rows.items()
+    }
+    return classes, parts, max(parts["train"].lengths)
 
 
 def read_parts(root: Path, columns: Sequence[str]) -> dict[str, list[Row]]:
@@ -131,7 +145,7 @@ def read_parts(root: Path, columns: Sequence[str]) -> dict[str, list[Row]]:
         elif (root / part).is_dir():
             found[part] = read_classes(root / part)
         elif part != "val":
-            raise ValueError(f"no {part}.csv and no folder {part} in {root}: {EXPECTED}")
+            raise MissingDataError(f"no {part}.csv and no folder {part} in {root}: {EXPECTED}")
     return found
 
 
@@ -139,12 +153,12 @@ def read_classes(folder: Path) -> list[Row]:
     """The texts of folder/<class>/*.txt."""
     classes = sorted(path.name for path in folder.iterdir() if path.is_dir() and path.name != UNLABELLED)
     if not classes:
-        raise ValueError(f"no class folder in {folder}: expected {folder}/<class>/*.txt")
+        raise MissingDataError(f"no class folder in {folder}: expected {folder}/<class>/*.txt")
     rows = []
     for label in classes:
         files = sorted((folder / label).glob("*.txt"))
         if not files:
-            raise ValueError(f"no text in {folder / label}: expected {folder / label}/*.txt")
+            raise MissingDataError(f"no text in {folder / label}: expected {folder / label}/*.txt")
         rows += [Row(decode(file), label, file) for file in files]
     return rows
 

@@ -1,9 +1,10 @@
 """The UCR and UEA archives of time series classification (Dau et al. 2018, Bagnall et al. 2018), in .ts files."""
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -12,11 +13,22 @@ from torch import Tensor
 
 from nonlocal_nets.data.base import CorruptFileError, listed, split
 from nonlocal_nets.data.sequences import SequenceDataModule, Sequences
+from nonlocal_nets.data.trained import MissingDataError, known, training_data
 from nonlocal_nets.data.ts_files import Array, TsFile, read_ts
 
 PACKAGE = RequirementCache("aeon")
 MISSING = ("error", "linear", "zero")
 NORMALISE = ("train", "series", "none")
+
+
+class Set(NamedTuple):
+    """What is read of a data set: the series (C, L) and labels of each part, not scaled."""
+
+    classes: list[str]
+    channels: int
+    length: int  # of the longest training series
+    parts: dict[str, tuple[list[Array], list[int]]]
+    moments: tuple[Array, Array] | None  # of the training series; None where these are gone
 
 
 class UCR(SequenceDataModule):
@@ -67,27 +79,29 @@ class UCR(SequenceDataModule):
                 raise ValueError(f"{option} must be one of {', '.join(accepted)}, got {given!r}")
         if path is not None and not Path(path).is_file():
             raise ValueError(f"no file {path}: expected a .ts file to predict")
-        train, test = (read_ts(file) for file in find_set(name, root))
-        channels = len(train.series[0].values)
-        files = {"train": train, "test": test} | ({} if path is None else {"predict": read_ts(path, channels)})
-        series = {part: complete(file, channels, missing, max_length) for part, file in files.items()}
-        classes = [label for label in train.labels if any(label == series.label for series in train.series)]
-        labels = numbered(train, classes)
-        chosen: dict[str, Sequence[int]] = dict.fromkeys(("train", "val"), range(len(labels)))
-        if val_fraction:
-            chosen |= split(labels, {"val": val_fraction}, seed)
-        whole = moments(np.concatenate([series["train"][k] for k in chosen["train"]], axis=1))
-        signals = {part: [scaled(x, normalise, whole) for x in values] for part, values in series.items()}
-        parts = {
-            part: Sequences([signals["train"][k] for k in indices], [labels[k] for k in indices])
-            for part, indices in chosen.items()
-        }
-        parts["test"] = Sequences(signals["test"], numbered(test, classes))
+        read = partial(
+            read_set, name, root, partial(complete, missing=missing, max_length=max_length), val_fraction, seed
+        )
+        whole = training_data(read, gone)
+        # those of the data that a network was trained on, though these may have changed
+        self.moments = whole.moments
+        if known().get("moments"):
+            mean, std = map(np.array, known()["moments"])
+            self.moments = mean, std
+        self.normalise = normalise
+        self.parts = {part: self._scaled(*samples) for part, samples in whole.parts.items()}
         if path is not None:
-            names = [f"{path}:{k}" for k in range(1, len(signals["predict"]) + 1)]
-            parts["predict"] = Sequences(signals["predict"], names)
-        self.parts = parts
-        super().__init__(classes, channels, max(parts["train"].lengths), batch_size, num_workers)
+            values = complete(read_ts(path, whole.channels), whole.channels, missing, max_length)
+            self.parts["predict"] = self._scaled(values, [f"{path}:{k}" for k in range(1, len(values) + 1)])
+        super().__init__(whole.classes, whole.channels, whole.length, batch_size, num_workers)
+
+    def _scaled(self, series: Sequence[Array], targets: Sequence[Any]) -> Sequences:
+        return Sequences([scaled(x, self.normalise, self.moments) for x in series], targets)
+
+    @property
+    def meaning(self) -> dict[str, Any]:
+        moments = [] if self.moments is None else [values.tolist() for values in self.moments]
+        return super().meaning | {"normalisation": {"normalise": self.normalise}, "moments": moments}
 
     def dataset(self, part: str) -> Sequences:
         return self.parts[part]
@@ -96,6 +110,30 @@ class UCR(SequenceDataModule):
         if "predict" not in self.parts:
             raise ValueError("predict needs series: --data.path=<.ts file>")
         return self.parts["predict"]
+
+
+def gone(trained: Mapping[str, Any]) -> Set:
+    """What a trained network knows of a data set that is no longer there."""
+    channels, length = trained["input_size"]
+    return Set(trained["class_names"], channels, length, {}, None)
+
+
+def read_set(
+    name: str | None, root: str | None, fill: Callable[[TsFile, int], list[Array]], val_fraction: float, seed: int
+) -> Set:
+    """A data set with its missing values filled in, and with validation split from train."""
+    train, test = (read_ts(file) for file in find_set(name, root))
+    channels = len(train.series[0].values)
+    classes = [label for label in train.labels if any(label == series.label for series in train.series)]
+    series, labels = fill(train, channels), numbered(train, classes)
+    chosen: dict[str, Sequence[int]] = dict.fromkeys(("train", "val"), range(len(labels)))
+    if val_fraction:
+        chosen |= split(labels, {"val": val_fraction}, seed)
+    parts = {part: ([series[k] for k in indices], [labels[k] for k in indices]) for part, indices in chosen.items()}
+    whole = np.concatenate(parts["train"][0], axis=1)
+    length = max(x.shape[1] for x in parts["train"][0])
+    parts["test"] = fill(test, channels), numbered(test, classes)
+    return Set(classes, channels, length, parts, moments(whole))
 
 
 def find_set(name: str | None, root: str | None) -> tuple[Path, Path]:
@@ -111,13 +149,13 @@ def find_set(name: str | None, root: str | None) -> tuple[Path, Path]:
         if name is None and len(names) != 1:
             if names:
                 raise ValueError(f"name must be one of the data sets in {root}: {listed(names)}")
-            raise ValueError(f"no data set in {root}; expected <name>_TRAIN.ts and <name>_TEST.ts")
+            raise MissingDataError(f"no data set in {root}; expected <name>_TRAIN.ts and <name>_TEST.ts")
         name = name or names[0]
     for candidate in (folder / name, folder):
         train, test = _files(candidate, name)
         if train.is_file() and test.is_file():
             return train, test
-    raise ValueError(f"no files {name}_TRAIN.ts and {name}_TEST.ts in {folder} or {folder / name}")
+    raise MissingDataError(f"no files {name}_TRAIN.ts and {name}_TEST.ts in {folder} or {folder / name}")
 
 
 def _files(folder: Path, name: str) -> tuple[Path, Path]:
@@ -177,10 +215,10 @@ def moments(x: Array) -> tuple[Array, Array]:
     return mean, np.where(std > 1e-12 * np.abs(mean), std, 1)  # rounding may make it slightly above 0
 
 
-def scaled(x: Array, normalise: str, whole: tuple[Array, Array]) -> Tensor:
+def scaled(x: Array, normalise: str, whole: tuple[Array, Array] | None) -> Tensor:
     """(x - mean) / std, float32; `whole` has mean and std of all training series."""
     if normalise != "none":
-        mean, std = whole if normalise == "train" else moments(x)
+        mean, std = whole if normalise == "train" and whole is not None else moments(x)
         x = (x - mean) / std
     return torch.from_numpy(x).float()
 

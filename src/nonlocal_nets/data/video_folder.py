@@ -1,11 +1,13 @@
 """Videos in class folders; UCF101 (Soomro et al. 2012) and HMDB51 (Kuehne et al. 2011) with their official splits."""
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from nonlocal_nets.data.base import listed, split
 from nonlocal_nets.data.decoding import VIDEO_EXTENSIONS, plain_frames, write_video
+from nonlocal_nets.data.trained import MissingDataError, training_data
 from nonlocal_nets.data.videos import SMALL, Sample, VideoDataModule
 
 
@@ -45,21 +47,29 @@ class VideoFolder(VideoDataModule):
         seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        folder = Path(root)
-        if _has_folders(folder / "train") or _has_folders(folder / "val"):
-            if splits is not None:
-                raise ValueError(f"{folder} is already split into train and val: splits must be null, got {splits}")
-            classes, parts = read_parts(folder)
-        elif splits is None:
-            classes, samples = read_folder(folder)
-            indices = split([k for _, k in samples], {"test": test_fraction, "val": val_fraction}, seed)
-            parts = {part: [samples[k] for k in chosen] for part, chosen in indices.items()}
-        else:
-            classes, samples = read_folder(folder)
-            named = {f"{Path(path).parent.name}/{Path(path).name}": (path, k) for path, k in samples}
-            train, test = ([named[name] for name in names] for names in official(Path(splits), fold, set(named)))
-            parts = {"test": test, **_validation(train, val_fraction, seed)}
+        official_split = None if splits is None else (Path(splits), fold)
+        fractions = {"test": test_fraction, "val": val_fraction}
+        read = partial(read_any, Path(root), official_split, fractions, seed)
+        classes, parts = training_data(read, lambda trained: (trained["class_names"], {}))
         super().__init__(class_names=classes, parts=parts, **kwargs)
+
+
+def read_any(
+    root: Path, official_split: tuple[Path, int] | None, fractions: dict[str, float], seed: int
+) -> tuple[list[str], dict[str, list[Sample]]]:
+    """Classes, and samples of each part, of any layout."""
+    if _has_folders(root / "train") or _has_folders(root / "val"):
+        if official_split is not None:
+            given = official_split[0]
+            raise ValueError(f"{root} is already split into train and val: splits must be null, got {given}")
+        return read_parts(root)
+    classes, samples = read_folder(root)
+    if official_split is None:
+        indices = split([k for _, k in samples], fractions, seed)
+        return classes, {part: [samples[k] for k in chosen] for part, chosen in indices.items()}
+    named = {f"{Path(path).parent.name}/{Path(path).name}": (path, k) for path, k in samples}
+    train, test = ([named[name] for name in names] for names in official(*official_split, set(named)))
+    return classes, {"test": test, **_validation(train, fractions["val"], seed)}
 
 
 def _has_folders(folder: Path) -> bool:
@@ -86,7 +96,7 @@ def read_folder(root: Path) -> tuple[list[str], list[Sample]]:
     if not folders or not all(found):
         empty = next((folder for folder, videos in zip(folders, found, strict=True) if not videos), root)
         endings = ", ".join(VIDEO_EXTENSIONS)
-        raise ValueError(f"no video in {empty}: expected {root}/<class>/*, files that end in {endings}")
+        raise MissingDataError(f"no video in {empty}: expected {root}/<class>/*, files that end in {endings}")
     samples = [(str(path), k) for k, videos in enumerate(found) for path in videos]
     return [folder.name for folder in folders], samples
 
@@ -101,13 +111,15 @@ def official(lists: Path, fold: int, existing: set[str]) -> tuple[list[str], lis
         rows = [(path.name.rpartition("_test_split")[0], *_row(path, line)) for path in hmdb for line in _lines(path)]
         train, test = ([f"{name}/{file}" for name, file, use in rows if use == wanted] for wanted in ("1", "2"))
     else:
-        raise ValueError(
+        raise MissingDataError(
             f"no lists for split {fold} in {lists}: expected UCF101's trainlist{fold:02}.txt and testlist{fold:02}.txt "
             f"or HMDB51's <class>_test_split{fold}.txt"
         )
     missing = [name for name in (*train, *test) if name not in existing]
     if missing:
-        raise ValueError(f"{len(missing)} of {len(train) + len(test)} listed videos are missing: {listed(missing)}")
+        raise MissingDataError(
+            f"{len(missing)} of {len(train) + len(test)} listed videos are missing: {listed(missing)}"
+        )
     return train, test
 
 

@@ -12,6 +12,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from nonlocal_nets.run.folder import LAST
 from nonlocal_nets.weights import read
 
+DEFAULT_MODES = {"epoch": "max", "step": "max", "None": "min"}  # the newest; nothing is monitored
 PART = ".part"  # ending of a file that is being written
 
 
@@ -67,12 +68,13 @@ class BestCheckpoint(ModelCheckpoint):
 
     def __init__(self, monitor: str | None = None, mode: str | None = None, **kwargs: Any) -> None:
         super().__init__(monitor=monitor or "of the task", mode=mode or "min", **kwargs)
-        self.given_monitor, self.given_mode = monitor, mode
+        self.given_monitor, self.given_mode, self.mode_is_known = monitor, mode, mode is not None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.monitor = self.given_monitor or getattr(pl_module, "monitor", None)
         mode_of = getattr(pl_module, "mode_of", None)
-        self.mode = self.given_mode or ("min" if mode_of is None else mode_of(self.monitor))
+        known = self.given_mode or (mode_of and mode_of(self.monitor)) or DEFAULT_MODES.get(str(self.monitor))
+        self.mode, self.mode_is_known = known or "min", known is not None
         self.kth_value = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
         super().setup(trainer, pl_module, stage)
 

@@ -8,30 +8,26 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-import yaml
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger, WandbLogger
-from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
+from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 import nonlocal_nets.callbacks  # with data and tasks: so that `class_path` may be a bare name
 import nonlocal_nets.tasks  # noqa: F401
 from nonlocal_nets.data import CorruptFileError
-from nonlocal_nets.run import wandb
+from nonlocal_nets.data.trained import trained_on
+from nonlocal_nets.run import claim, wandb
 from nonlocal_nets.run.arguments import FROM_DATA, check_args, nested_nulls
-from nonlocal_nets.run.checkpoints import (
-    BestCheckpoint,
-    CheckpointWriteError,
-    LastCheckpoint,
-    WholeCheckpoints,
-    best_checkpoint,
-    newest,
-)
-from nonlocal_nets.run.errors import Parser, debug, one_line_for
-from nonlocal_nets.run.folder import CONFIG, RUN_ID, RunFolder, shared_id, unused_id
+from nonlocal_nets.run.checkpoints import BestCheckpoint, CheckpointWriteError, LastCheckpoint, WholeCheckpoints
+from nonlocal_nets.run.choice import choose_checkpoint, choose_id
+from nonlocal_nets.run.config import SaveConfig
+from nonlocal_nets.run.errors import Parser, RunError, debug, one_line_for
+from nonlocal_nets.run.folder import RUN_ID, RunFolder
 from nonlocal_nets.run.help import TITLES
+from nonlocal_nets.run.identity import Identity, check_identity, read_meaning
 from nonlocal_nets.run.lightning import counts_before_fractions
+from nonlocal_nets.run.monitors import Monitors
 from nonlocal_nets.run.predictions import Predictions
 from nonlocal_nets.run.repeatable import Repeatable
 from nonlocal_nets.run.signals import SaveOnSignal
@@ -43,25 +39,6 @@ VERBS = {  # besides those of Lightning; experiments stand on this module, so th
     "compare": "nonlocal_nets.experiments.compare",
     "sweep": "nonlocal_nets.experiments.sweep",
 }
-
-
-class SaveConfig(SaveConfigCallback):
-    """Writes the resolved config into the run's folder when training starts (Lightning would follow the logger).
-
-    wandb, which compares runs by their configs, gets it too.
-    """
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        pass
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / CONFIG
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, str(path), skip_none=False, overwrite=True, multifile=False)
-            for logger in trainer.loggers:
-                if isinstance(logger, WandbLogger):
-                    logger.log_hyperparams(yaml.safe_load(path.read_text()))
 
 
 class NonLocalCLI(LightningCLI):
@@ -106,43 +83,25 @@ class NonLocalCLI(LightningCLI):
         """Lightning lets the checkpoint's hyper-parameters beat the command line here. The command line decides."""
 
     def before_instantiate_classes(self) -> None:
-        if self.args.id is None:
-            self.args.id = shared_id() or unused_id(self.folder.root / self.args.project)
+        with one_line_for(ValueError, OSError):
+            self.args.id = choose_id(self)
+            self.checkpoint = choose_checkpoint(self)
+        self.args.ckpt_path = None if self.checkpoint is None else str(self.checkpoint)
         os.environ[RUN_ID] = self.args.id
         wandb.complete(self.args.trainer, self.args.project, self.args.id, self.run_folder)
 
     def instantiate_classes(self) -> None:
-        """What a model, a data module or the trainer refuses ends in one line, without a traceback."""
+        """What a model, a data module or the trainer refuses ends in one line; so does a checkpoint of others."""
         with one_line_for(ValueError, OSError, ModuleNotFoundError, MisconfigurationException):
-            super().instantiate_classes()
+            state = {} if self.checkpoint is None else read(self.checkpoint)
+            meaning = {} if self.checkpoint is None else read_meaning(self.checkpoint)
+            with trained_on(meaning, predicting=self.subcommand == "predict"):
+                super().instantiate_classes()
             if hasattr(self.model, "check_data"):
                 self.model.check_data(self.datamodule)
-
-    def check_checkpoint(self) -> None:
-        """Before any work, refuse a file that does not exist, is no checkpoint, or belongs to another network."""
-        given = self.args.ckpt_path
-        if given in (None, "hpc"):
-            return
-        with one_line_for(ValueError):
-            if given == "best":  # Lightning knows it only in the process that trained
-                given = best_checkpoint(self.folder.last)
-            elif given == "last":
-                given = self.last_checkpoint(self.folder.checkpoints)
-            self.config_init[str(self.subcommand)].ckpt_path = None if given is None else str(given)
-            if given is not None:
-                check_fit(read(given), self.model.state_dict(), given)
-
-    def last_checkpoint(self, folder: Path) -> Path | None:
-        """The newest checkpoint that can be read, which is logged; None where a run starts for the first time."""
-        path, torn = newest(folder)
-        for reason in torn:
-            rank_zero_warn(f"{reason}; taking the one before it")
-        if path is None and (torn or self.subcommand != "fit"):  # Lightning would test the initial weights
-            raise ValueError(f"no checkpoint that can be read in {folder}")
-        rank_zero_info(f"--ckpt_path=last: {path or f'none in {folder} yet, starting the run'}")
-        return path
-
-    before_fit = before_validate = before_test = before_predict = check_checkpoint
+            if self.checkpoint is not None:
+                check_identity(self.checkpoint, self.model, self.datamodule, resume=self.subcommand == "fit")
+                check_fit(state, self.model.state_dict(), self.checkpoint)
 
     def finish_wandb(self) -> None:
         wandb.finish(self.trainer)
@@ -155,12 +114,20 @@ class NonLocalCLI(LightningCLI):
         return self.config[str(self.subcommand)]
 
     @property
-    def folder(self) -> RunFolder:
-        """The run's folder and what is in it."""
+    def parser_of_the_verb(self) -> Any:
+        return self._parser(self.subcommand)
+
+    def folder_of(self, run_id: str) -> RunFolder:
+        """The folder of a run with an id, by the other arguments of the command, and what is in it."""
         args = self.args
         checkpoints = args.checkpoint.dirpath
         root = Path(args.trainer.default_root_dir or ROOT)  # the user's null is Lightning's default: no folder given
-        return RunFolder(root, str(args.project), str(args.id), None if checkpoints is None else Path(checkpoints))
+        return RunFolder(root, str(args.project), run_id, None if checkpoints is None else Path(checkpoints))
+
+    @property
+    def folder(self) -> RunFolder:
+        """The run's folder and what is in it."""
+        return self.folder_of(str(self.args.id))
 
     @property
     def run_folder(self) -> Path:
@@ -184,6 +151,11 @@ class NonLocalCLI(LightningCLI):
         return trainer
 
 
+def always_on() -> list[pl.Callback]:
+    """The callbacks of every run."""
+    return [Repeatable(), Identity(), Monitors(), SaveOnSignal(), Predictions(), Summary()]
+
+
 def main(args: list[str] | None = None) -> Any:
     """Run one command, as `train.py` does; by default that of the command line.
 
@@ -204,7 +176,8 @@ def main(args: list[str] | None = None) -> Any:
     if debug():
         os.environ["JSONARGPARSE_DEBUG"] = "true"  # jsonargparse takes no 1
     check_args(args)
-    with one_line_for(CorruptFileError, CheckpointWriteError):  # met in the middle of a run
+    in_the_middle = (CorruptFileError, CheckpointWriteError, RunError)  # errors that a run meets after its start
+    with claim.released(), one_line_for(*in_the_middle):
         return NonLocalCLI(
             pl.LightningModule,
             pl.LightningDataModule,
@@ -213,7 +186,9 @@ def main(args: list[str] | None = None) -> Any:
             save_config_callback=SaveConfig,
             seed_everything_default=0,
             parser_class=Parser,
-            trainer_defaults={"callbacks": [Repeatable(), SaveOnSignal(), Predictions(), Summary()]},
+            trainer_defaults={
+                "callbacks": [Repeatable(), Identity(), Monitors(), SaveOnSignal(), Predictions(), Summary()]
+            },
             auto_configure_optimizers=False,
             args=nested_nulls(args),
         )

@@ -35,6 +35,10 @@ UNKNOWN = [  # how jsonargparse says that a name is not known
 ]
 
 
+class RunError(ValueError):
+    """A run cannot begin, or cannot go on exactly. The message is one line."""
+
+
 def debug() -> bool:
     """Whether the user asked for tracebacks, by JSONARGPARSE_DEBUG."""
     return os.environ.get("JSONARGPARSE_DEBUG", "").lower() not in ("", "0", "false", "no")

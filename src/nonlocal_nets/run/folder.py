@@ -1,8 +1,6 @@
 """The folder of a run and what is in it; no other module knows the layout."""
 
-import itertools
 import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,13 +51,7 @@ def find(root: Path, run_id: str) -> Path | None:
 
 
 def shared_id() -> str | None:
-    """The id that all processes of a run find: of a sweep, a SLURM job, torchrun, or the process that started them."""
-    names = ["WANDB_RUN_ID", "SLURM_JOB_ID", *(["TORCHELASTIC_RUN_ID", RUN_ID] if "LOCAL_RANK" in os.environ else [])]
+    """The id that all processes of a run find: of a sweep, torchrun, the process that started them, or a SLURM job."""
+    started = ["TORCHELASTIC_RUN_ID", RUN_ID] if "LOCAL_RANK" in os.environ else []
+    names = ["WANDB_RUN_ID", *started, "SLURM_JOB_ID"]
     return next((os.environ[name] for name in names if os.environ.get(name, "none") != "none"), None)
-
-
-def unused_id(project: Path) -> str:
-    """The time, and a number where another run began in the same second."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    ids = (stamp if k == 1 else f"{stamp}-{k}" for k in itertools.count(1))
-    return next(name for name in ids if not (project / name).exists())

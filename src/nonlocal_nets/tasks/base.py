@@ -39,6 +39,8 @@ class Task(pl.LightningModule, ABC):
 
     monitor: str
     """The metric by which the best checkpoint is chosen, such as "val/accuracy"."""
+    may_differ: frozenset[str] = frozenset({"input_size", "weights", "loss", "optimizer", "schedule"})
+    """The arguments of which a checkpoint may have others, since a trained network computes the same without them."""
     mode: str
     """Whether the best value of `monitor` is the highest, "max", or the lowest, "min"."""
 
@@ -95,12 +97,21 @@ class Task(pl.LightningModule, ABC):
 
     # What it gets.
 
-    def mode_of(self, name: str) -> str:
-        """Whether the best value of what is logged under a name is the highest, "max", or the lowest, "min"."""
+    def mode_of(self, name: str) -> str | None:
+        """Whether the best value of what is logged under a name is the highest, "max", or the lowest, "min".
+
+        None where neither the task nor the metric says.
+        """
         if name == self.monitor:
             return self.mode
-        metric = dict(self.val_metrics.items()).get(name)
-        return "max" if metric is not None and metric.higher_is_better else "min"
+        metric = dict([*self.val_metrics.items(), *self.train_metrics.items()]).get(name)
+        higher = False if name.rpartition("/")[2].startswith("loss") else getattr(metric, "higher_is_better", None)
+        return None if higher is None else "max" if higher else "min"
+
+    def logged(self) -> set[str]:
+        """The names under which training and validation log. A subclass that logs more itself should add these."""
+        of_training = {f"train/{name}" for name in ("loss_step", "loss_epoch", "lr", "global_batch")}
+        return {"val/loss", *of_training, *self.train_metrics, *self.val_metrics}
 
     def forward(self, inputs: Any) -> Any:
         return self.network(*inputs) if isinstance(inputs, (tuple, list)) else self.network(inputs)

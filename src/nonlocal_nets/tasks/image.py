@@ -30,6 +30,8 @@ class ImageClassification(Classification):
         channels_last: memory layout of the convolutions; on a CPU often twice as fast. Figures differ by rounding.
     """
 
+    may_differ = Classification.may_differ | {"mixup", "channels_last"}
+
     def __init__(
         self,
         num_classes: int,

@@ -35,6 +35,8 @@ class SequenceClassification(Classification):
             blocks may be absent there. null: random weights.
     """
 
+    may_differ = Classification.may_differ | {"dropout"}
+
     def __init__(
         self,
         num_classes: int,

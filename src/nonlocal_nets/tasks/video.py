@@ -65,6 +65,8 @@ class VideoClassification(Classification):
         channels_last: memory layout of the convolutions.
     """
 
+    may_differ = Classification.may_differ | {"dropout", "checkpointing", "freeze_norm", "channels_last"}
+
     def __init__(
         self,
         num_classes: int,

@@ -1,0 +1,153 @@
+"""A checkpoint belongs to one network, and to data of one meaning: what it says of both, and what is refused."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities import rank_zero_info
+
+from nonlocal_nets.run.errors import RunError
+
+MEANING, BATCHES = "data_meaning", "batches"  # keys of a checkpoint
+TOGETHER = "samples in a batch of all processes"
+COMPARED = ("class_names", "normalisation")  # of the data's meaning
+CONTINUED = ("optimizer.name", "optimizer.weight_decay", "optimizer.momentum", "optimizer.decay_all")
+KEPT = {"optimizer.lr", "optimizer.lr_base_size", "schedule.warmup_steps"}
+SHOWN = 3  # differences in a message
+
+
+class Identity(pl.Callback):
+    """Writes into each checkpoint what the data mean and how large the batches were; resuming checks the latter."""
+
+    def __init__(self) -> None:
+        self.saved: Mapping[str, int | None] = {}
+        self.in_the_middle = False
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        checkpoint[MEANING] = meaning(getattr(trainer, "datamodule", None))
+        checkpoint[BATCHES] = _batches(trainer)
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
+        self.in_the_middle = not progress.get("is_last_batch", True)
+        self.saved = checkpoint.get(BATCHES, {})
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Say what has changed. In the middle of an epoch the samples that are left follow from the size of a batch.
+
+        Raises:
+            RunError: a resume in the middle of an epoch with larger or smaller batches.
+        """
+        given = _batches(trainer)
+        differing = [name for name in given if self.saved.get(name, given[name]) != given[name]]
+        changes = "; ".join(f"{name}: {self.saved[name]} before, {given[name]} now" for name in differing)
+        if self.in_the_middle and TOGETHER in differing:
+            raise RunError(f"an epoch cannot go on in its middle with other batches; {changes}")
+        if changes:
+            rank_zero_info(f"resuming with other batches; {changes}")
+            done: Any = trainer.fit_loop.epoch_loop.batch_progress.current  # or the ended epoch would go on
+            done.ready = done.started = done.processed = done.completed = int(trainer.num_training_batches)
+        self.saved, self.in_the_middle = {}, False
+
+
+def _batches(trainer: pl.Trainer) -> dict[str, int | None]:
+    size = getattr(getattr(trainer.train_dataloader, "batch_sampler", None), "batch_size", None)
+    return {
+        TOGETHER: None if size is None else size * trainer.world_size,
+        "processes": trainer.world_size,
+        "batches in a step": trainer.accumulate_grad_batches,
+    }
+
+
+def meaning(data: Any) -> dict[str, Any]:
+    """What the inputs and outputs of a network mean by its data: that of our data modules, or the names of classes."""
+    if hasattr(data, "meaning"):
+        return dict(data.meaning)
+    names = getattr(data, "class_names", None)
+    return {} if names is None else {"class_names": [str(name) for name in names]}
+
+
+def read_meaning(path: Path) -> dict[str, Any]:
+    """The meaning of the data in a checkpoint; empty in one that has none."""
+    return dict(load(path).get(MEANING, {}))
+
+
+def load(path: Path) -> dict[str, Any]:
+    """A checkpoint that `weights.read` accepts, without reading its tensors."""
+    saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return saved if isinstance(saved, dict) else {}
+
+
+def check_identity(path: Path, model: pl.LightningModule, data: Any, resume: bool) -> None:
+    """Refuse data of another meaning and another network than those in a checkpoint.
+
+    On resuming, options of training that differ are logged.
+
+    Raises:
+        ValueError: the classes or the normalisation of the data, or the options of the network, are others; on resuming
+            also the options of the optimiser that its state depends on.
+    """
+    checkpoint = load(path)
+    _check_meaning(path, checkpoint.get(MEANING, {}), meaning(data))
+    saved, given = _options(checkpoint.get("hyper_parameters", {})), _options(model.hparams)
+    differing = [name for name in given if name in saved and saved[name] != given[name]]
+    free = getattr(model, "may_differ", given)
+    refused = [name for name in differing if name.partition(".")[0] not in free or (resume and name in CONTINUED)]
+    if refused:
+        advice = "; to start from its weights: --model.weights=<file>" if resume else ""
+        raise ValueError(f"{path} was trained with {_differences(refused, saved, given)}{advice}")
+    if resume and differing:
+        kept = "; its learning rate is kept" if KEPT & set(differing) else ""
+        rank_zero_info(f"resuming {path}, which was trained with {_differences(differing, saved, given)}{kept}")
+
+
+def _check_meaning(path: Path, saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
+    for name in COMPARED:
+        before, now = saved.get(name), given.get(name)
+        if before is None or now is None or before == now:
+            continue
+        if name == "class_names" and set(before) != set(now):
+            lost, new = sorted(set(before) - set(now)), sorted(set(now) - set(before))
+            sides = f"only in the checkpoint: {_some(lost)}; only in the data: {_some(new)}"
+            raise ValueError(f"{path} was trained on other classes than the data have; {sides}")
+        if name == "class_names":
+            raise ValueError(f"{path} was trained on the classes in another order: {_some(before)}; here {_some(now)}")
+        raise ValueError(f"{path} was trained with {_differences([*now], _options(before), _options(now))}")
+
+
+def _options(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Options by their names on the command line, such as blocks.pool, in plain values."""
+    flat: dict[str, Any] = {}
+    for name, value in arguments.items():
+        if is_dataclass(value) and not isinstance(value, type):
+            value = asdict(value)
+        if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+            flat |= {f"{name}.{key}": _plain(inside) for key, inside in value.items()}
+        else:
+            flat[name] = _plain(value)
+    return {name: value for name, value in flat.items() if not name.startswith("_")}
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _differences(names: list[str], saved: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    shown = [f"{name}={_short(saved.get(name))}, here {_short(given.get(name))}" for name in names[:SHOWN]]
+    return "; ".join(shown) + (f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _some(names: list[str]) -> str:
+    return _short(", ".join(names)) or "none"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
