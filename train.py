@@ -5,8 +5,8 @@
     python train.py fit      --config configs/image/cued_digits.yaml --model.blocks.at=none --model.optimizer.lr=0.001
     python train.py fit      --config configs/image/cued_digits.yaml --config configs/data/elpv.yaml
     python train.py fit      --config runs/<project>/<id>/config.yaml --ckpt_path=last     resume it
-    python train.py test     --config runs/<project>/<id>/config.yaml --ckpt_path=best     or last; also validate
-    python train.py predict  --config runs/<project>/<id>/config.yaml --ckpt_path=best --data.path=<file or folder>
+    python train.py test     --config runs/<project>/<id>/config.yaml     its best checkpoint; also validate
+    python train.py predict  --config runs/<project>/<id>/config.yaml --data.path=<file or folder>
     python train.py compare  configs/image/cued_digits.yaml --variant "with:" --variant "none: --model.blocks.at=none"
     python train.py sweep    configs/sweeps/pairwise.yaml --processes 2
     python train.py fit      --help                                    and --model.help=ImageClassification
