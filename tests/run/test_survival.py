@@ -1,5 +1,6 @@
 """Runs that are told to end, or killed, whenever it may be, and go on: the weights are those of a run left in peace."""
 
+import multiprocessing
 import os
 import signal
 import stat
@@ -13,6 +14,7 @@ import torch
 
 from nonlocal_nets.run.cli import main
 from nonlocal_nets.run.folder import RUN_ID, shared_id
+from nonlocal_nets.run.signals import SIGNALS
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "image" / "cued_digits.yaml")
 WORDS = [
@@ -75,7 +77,7 @@ print("torn", torn)
 @pytest.fixture(autouse=True)
 def in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGUSR1, signal.SIGTERM)}
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
     yield
     assert {number: signal.getsignal(number) for number in handlers} == handlers, "a run restores them"
 
@@ -91,10 +93,12 @@ def weights(run):
 class Signal(pl.Callback):
     """Sends this process a signal in the middle of a step."""
 
-    number, step = signal.SIGTERM, 8
+    number, step, children = signal.SIGTERM, 8, False
 
     def on_before_zero_grad(self, trainer, module, optimizer):
         if trainer.global_step == self.step:
+            for child in multiprocessing.active_children() if self.children else []:
+                os.kill(child.pid, self.number)
             os.kill(os.getpid(), self.number)
 
 
@@ -139,6 +143,59 @@ def test_told_to_end_it_saves_after_the_step_and_goes_on_bit_for_bit(
     ended = torch.load(checkpoints / "last.ckpt", weights_only=True)
     assert differences(weights("whole"), ended["state_dict"]) == []
     assert [path.name for path in Path().glob("**/config.yaml") if "told" in path.parts] == ["config.yaml"]
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_told_to_end_with_workers_which_get_the_signal_too(number, monkeypatch, caplog):
+    """As a terminal sends Ctrl-C, and SLURM SIGTERM, to all processes."""
+    words = [*WORDS, "--data.num_workers=2"]
+    main([*words, "--id=whole"])
+    monkeypatch.setattr(Signal, "number", number)
+    monkeypatch.setattr(Signal, "children", True)
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--id=told", "--trainer.callbacks+=tests.run.test_survival.Signal"])
+    assert stop.value.code == 128 + number
+    assert f"{number.name}: saved runs/cued_digits/told/checkpoints/last.ckpt after step 9" in caplog.text
+    command = "python -m nonlocal_nets fit --config runs/cued_digits/told/config.yaml --ckpt_path=last"
+    assert f"to go on: {command}" in caplog.text
+    main([*words, "--id=told", "--ckpt_path=last"])
+    assert differences(weights("whole"), weights("told")) == []
+
+
+class SignalBefore(pl.Callback):
+    """Sends this process a signal where nothing is trained."""
+
+    number = signal.SIGTERM
+
+    def _send(self, *_):
+        os.kill(os.getpid(), self.number)
+
+    on_sanity_check_start = on_test_batch_end = on_predict_batch_end = _send
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
+def test_told_to_end_where_nothing_is_trained_it_ends_at_once_and_leaves_no_file(number, monkeypatch):
+    monkeypatch.setattr(SignalBefore, "number", number)
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_JOB_NAME", "bash")
+    more = ["--id=told", "--trainer.callbacks+=tests.run.test_survival.SignalBefore"]
+    for verb in ("fit", "test"):
+        with pytest.raises(SystemExit) as stop:
+            main([verb, *WORDS[1:], *more, *(["--ckpt_path=initial"] if verb == "test" else [])])
+        assert stop.value.code == 128 + number
+    assert not list(Path().rglob("*.ckpt"))
+
+
+def test_a_checkpoint_of_lightning_s_slurm_handler_is_not_loaded(monkeypatch):
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_JOB_NAME", "bash")
+    folder = FOLDER / "new"
+    for place in (folder, Path()):
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "hpc_ckpt_1.ckpt").write_bytes(b"another run's")
+    assert main([*WORDS, "--id=new", "--trainer.max_epochs=1"]).trainer.global_step == 6
 
 
 def test_told_to_end_by_wandbs_agent_it_has_not_failed(monkeypatch):

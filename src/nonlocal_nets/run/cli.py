@@ -26,7 +26,7 @@ from nonlocal_nets.run.errors import Parser, RunError, debug, one_line_for
 from nonlocal_nets.run.folder import RUN_ID, RunFolder
 from nonlocal_nets.run.help import TITLES
 from nonlocal_nets.run.identity import Identity, check_identity, read_meaning
-from nonlocal_nets.run.lightning import counts_before_fractions
+from nonlocal_nets.run.lightning import counts_before_fractions, prepare
 from nonlocal_nets.run.monitors import Monitors
 from nonlocal_nets.run.predictions import Predictions
 from nonlocal_nets.run.repeatable import Repeatable
@@ -143,6 +143,7 @@ class NonLocalCLI(LightningCLI):
             csv = CSVLogger(folder.path, name="csv")
             kwargs["logger"] = [TensorBoardLogger(folder.root, folder.project, folder.id), csv, *others]
         trainer = super().instantiate_trainer(**kwargs, default_root_dir=folder.path)  # where callbacks find it
+        prepare(trainer)
         trainer.strategy.checkpoint_io = WholeCheckpoints()
         trainer.callbacks.append(LastCheckpoint(folder.checkpoints, self.args.checkpoint))  # type: ignore[attr-defined]
         for callback in trainer.checkpoint_callbacks:
@@ -153,7 +154,7 @@ class NonLocalCLI(LightningCLI):
 
 def always_on() -> list[pl.Callback]:
     """The callbacks of every run."""
-    return [Repeatable(), Identity(), Monitors(), SaveOnSignal(), Predictions(), Summary()]
+    return [Repeatable(), Identity(), Monitors(), Predictions(), Summary()]
 
 
 def main(args: list[str] | None = None) -> Any:
@@ -177,7 +178,8 @@ def main(args: list[str] | None = None) -> Any:
         os.environ["JSONARGPARSE_DEBUG"] = "true"  # jsonargparse takes no 1
     check_args(args)
     in_the_middle = (CorruptFileError, CheckpointWriteError, RunError)  # errors that a run meets after its start
-    with claim.released(), one_line_for(*in_the_middle):
+    signals = SaveOnSignal()
+    with signals.listening(), claim.released(), one_line_for(*in_the_middle):
         return NonLocalCLI(
             pl.LightningModule,
             pl.LightningDataModule,
@@ -186,9 +188,7 @@ def main(args: list[str] | None = None) -> Any:
             save_config_callback=SaveConfig,
             seed_everything_default=0,
             parser_class=Parser,
-            trainer_defaults={
-                "callbacks": [Repeatable(), Identity(), Monitors(), SaveOnSignal(), Predictions(), Summary()]
-            },
+            trainer_defaults={"callbacks": [*always_on(), signals]},
             auto_configure_optimizers=False,
             args=nested_nulls(args),
         )

@@ -1,10 +1,19 @@
 """Lightning as this package needs it. What works around it is in this folder, and was written for one version."""
 
 import logging
+import signal
 import warnings
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
+import pytorch_lightning as pl
+from lightning_fabric.utilities.data import _auto_add_worker_init_fn
 from pytorch_lightning.__version__ import version
 from pytorch_lightning.cli import LightningArgumentParser
+from pytorch_lightning.trainer.connectors import data_connector
+from pytorch_lightning.trainer.connectors.checkpoint_connector import _CheckpointConnector
+from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 
 WRITTEN_FOR = "2.6"
 
@@ -28,3 +37,43 @@ def counts_before_fractions(parser: LightningArgumentParser) -> None:
     for action in parser._actions:
         if action.dest.startswith("trainer.") and getattr(action, "_typehint", None) == (int | float | None):
             action._typehint = int | float | None  # type: ignore[attr-defined]
+
+
+class NoHandlers(_SignalConnector):
+    """Lightning's handlers for SLURM would save wherever the process is, and to a file that any later run loads."""
+
+    def register_signal_handlers(self) -> None:
+        self.received_sigterm = False
+
+
+class NoOtherRun(_CheckpointConnector):
+    """In a SLURM job Lightning would load such a file, hpc_ckpt_<n>.ckpt, from its folder without a word."""
+
+    _hpc_resume_path = None
+
+
+def prepare(trainer: pl.Trainer) -> None:
+    """Leave signals and checkpoints to this package."""
+    trainer._signal_connector = NoHandlers(trainer)
+    trainer._checkpoint_connector = NoOtherRun(trainer)
+
+
+def deaf(then: Callable[[int], None] | None, worker: int) -> None:
+    """Let a worker of a loader ignore the signals that end a run: SLURM and terminals send them to all processes.
+
+    It ends when the loader or the process that started it ends.
+    """
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    if then is not None:
+        then(worker)
+
+
+def _add_worker_init_fn(dataloader: Any, rank: int) -> None:
+    _auto_add_worker_init_fn(dataloader, rank)
+    if hasattr(dataloader, "worker_init_fn") and getattr(dataloader.worker_init_fn, "func", None) is not deaf:
+        dataloader.worker_init_fn = partial(deaf, dataloader.worker_init_fn)
+
+
+# All loaders pass here, also those of a user's own data module.
+data_connector._auto_add_worker_init_fn = _add_worker_init_fn  # type: ignore[attr-defined]

@@ -4,57 +4,111 @@ import os
 import re
 import signal
 import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 from nonlocal_nets.run.checkpoints import LastCheckpoint
+from nonlocal_nets.run.folder import CONFIG
 
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 
 
 class SaveOnSignal(pl.Callback):
-    """On SIGUSR1 or SIGTERM `last.ckpt` is written after the step in progress, and the process exits with 128 + signal.
+    """On a signal `last.ckpt` is written after the step in progress, and the process exits with 128 + signal.
 
     SIGUSR1, which `sbatch --signal=USR1@90` sends ahead of the time limit and some clusters before a pre-emption, also
-    puts a SLURM job back into the queue, and so does the SIGTERM of a pre-emption, but not that of `scancel`. It is
-    enough if one process gets the signal: after each step all processes agree.
-    Lightning's own handlers, which these replace while training, save wherever a process happens to be, also between
-    the weights of a step. In a validation the signal waits for the next training step.
+    puts a SLURM job back into the queue, and so does the SIGTERM of a pre-emption, but not that of `scancel`. Ctrl-C
+    saves as well; a second one ends at once. It is enough if one process gets the signal: after each step all processes
+    agree. In a validation the signal waits for the next training step. Where nothing is being trained, before the first
+    step, in `validate`, `test` and `predict`, the process exits at once, with the same code.
+    Lightning's own handlers (`lightning.prepare` leaves them out) save wherever a process happens to be, also between
+    the weights of a step.
 
     A run of `wandb agent` exits with 0: the agent has sent the signal, and gives up after five runs that "failed".
     """
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self.training = False
+        self.launcher: Any = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """From the first moment of a command to its end; only the main thread of a process can listen."""
+        before = {number: signal.getsignal(number) for number in SIGNALS}
+        self._listen()
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                if threading.current_thread() is threading.main_thread():
+                    signal.signal(number, handler)
+
+    def _listen(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                signal.signal(number, self._note)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self.training and not (number == self.received == signal.SIGINT):
+            self.received = number
+            return
+        if self.launcher is not None:
+            self.launcher.kill(number)  # the processes that this one has started
+        raise SystemExit(128 + number)
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.launcher = trainer.strategy.launcher
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """After Lightning has set its own handlers; it restores those from before the fit at its end."""
-        self.received = None
-        for number in SIGNALS:
-            signal.signal(number, self._note)
+        self.received, self.training = None, True
+        self._listen()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.training = False
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches and batch_idx + 1 < trainer.num_training_batches:
             return  # gradients of half a step are not saved
-        if not trainer.strategy.reduce_boolean_decision(self.received is not None, all=False):
+        agree = trainer.strategy.reduce_boolean_decision
+        if not agree(self.received is not None, all=False):
             return
-        requeue = trainer.strategy.reduce_boolean_decision(self.received == signal.SIGUSR1, all=False)
-        number = signal.SIGUSR1 if requeue else signal.SIGTERM
-        (last,) = (callback for callback in trainer.callbacks if isinstance(callback, LastCheckpoint))  # type: ignore[attr-defined]
-        trainer.save_checkpoint(last.path)
-        rank_zero_info(f"{number.name}: saved {last.path} after step {trainer.global_step}")
+        # USR1 before Ctrl-C before TERM, where processes got different ones
+        got = {number: agree(self.received == number, all=False) for number in (signal.SIGUSR1, signal.SIGINT)}
+        number = next((number for number, anywhere in got.items() if anywhere), signal.SIGTERM)
+        last = last_checkpoint(trainer)
+        trainer.save_checkpoint(last)
+        rank_zero_info(f"{number.name}: saved {last} after step {trainer.global_step}")
+        requeue = number == signal.SIGUSR1
         if trainer.is_global_zero and "SLURM_JOB_ID" in os.environ and (requeue or preempted()):
             requeue_job()
         trainer.strategy.barrier()  # `srun --kill-on-bad-exit` ends the others as soon as one has left
         raise SystemExit(0 if "WANDB_SWEEP_ID" in os.environ and not requeue else 128 + number)
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.received = number
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        """Whatever ends a run early, there is a command that goes on with it."""
+        self.training = False
+        if trainer.state.fn == TrainerFn.FITTING and last_checkpoint(trainer).is_file():
+            program = "train.py" if Path(sys.argv[0]).name == "train.py" else "-m nonlocal_nets"
+            config = Path(trainer.default_root_dir) / CONFIG
+            rank_zero_info(f"to go on: python {program} fit --config {config} --ckpt_path=last")
+
+
+def last_checkpoint(trainer: pl.Trainer) -> Path:
+    """The path of the run's last.ckpt."""
+    (last,) = (callback for callback in trainer.callbacks if isinstance(callback, LastCheckpoint))  # type: ignore[attr-defined]
+    return last.path
 
 
 def preempted() -> bool:
