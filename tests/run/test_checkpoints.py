@@ -86,11 +86,16 @@ def test_the_newest_that_can_be_read(tmp_path):
     assert [line.split("'")[1] for line in torn] == [str(tmp_path / "last.ckpt"), str(tmp_path / "torn.ckpt")]
 
 
-def test_of_two_of_the_same_time_it_is_the_last(tmp_path):
-    for name in ("last.ckpt", "epoch=3.ckpt", "z.ckpt"):
-        torch.save({"state_dict": {}}, tmp_path / name)
-        os.utime(tmp_path / name, (5, 5))
-    assert newest(tmp_path)[0] == tmp_path / "last.ckpt"
+def test_it_is_the_last_else_that_of_the_most_steps_whatever_the_times_of_the_files(tmp_path):
+    for second, (name, step) in enumerate([("last.ckpt", 9), ("b.ckpt", 8), ("z.ckpt", 7), ("a.ckpt", 10)]):
+        torch.save({"state_dict": {}, "global_step": step, "optimizer_states": []}, tmp_path / name)
+        os.utime(tmp_path / name, (second, second))
+    assert newest(tmp_path) == (tmp_path / "last.ckpt", [])
+    (tmp_path / "last.ckpt").unlink()
+    assert newest(tmp_path) == (tmp_path / "a.ckpt", [])
+    torch.save({"state_dict": {}, "global_step": 10}, tmp_path / "a.ckpt")
+    assert newest(tmp_path) == (tmp_path / "a.ckpt", []), "good enough for a test"
+    assert newest(tmp_path, resume=True) == (tmp_path / "b.ckpt", [f"'{tmp_path}/a.ckpt' holds weights only"])
 
 
 def test_where_all_are_torn_it_is_none_and_why(tmp_path):
@@ -115,6 +120,8 @@ def test_the_best_is_the_one_that_was_monitored_also_where_the_folder_has_moved(
     best.parent.mkdir()
     best.touch()
     assert best_checkpoint(last) == best
+    (tmp_path / "epoch=3.ckpt").touch()
+    assert best_checkpoint(last) == tmp_path / "epoch=3.ckpt", "a copy of a run has its own"
 
 
 def test_none_in_an_empty_folder_or_one_that_is_not_there(tmp_path):

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import nonlocal_nets as nln
 from nonlocal_nets.nn.backbones.image import LocalConvNet
 from nonlocal_nets.tasks import Blocks, ImageClassification
-from nonlocal_nets.weights import load_weights
+from nonlocal_nets.weights import load_weights, read
 
 
 def network(classes=2, blocks=False):
@@ -125,6 +126,35 @@ def test_a_file_that_is_no_checkpoint(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"broken\.ckpt' (is not a checkpoint|holds no state dict)"):
         load_weights(network(), path, "fc")
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+def test_a_damaged_file_is_one_line_or_harmless(tmp_path, suffix):
+    """Each byte of a few hundred in turn."""
+    weights = {"layer.weight": torch.arange(64.0), "layer.bias": torch.ones(3)}
+    path = tmp_path / f"damaged{suffix}"
+    if suffix == ".ckpt":
+        torch.save({"state_dict": weights, "global_step": 7, "callbacks": {"a": {"b": 1}}}, path)
+    else:
+        save_file(weights, path)
+    whole = path.read_bytes()
+    messages = []
+    for position in range(0, len(whole), max(len(whole) // 400, 1)):
+        changed = bytes([whole[position] ^ 0x41]) + whole[position + 1 :]
+        for rest in (changed, b""):
+            path.write_bytes(whole[:position] + rest)
+            try:
+                found = read(path)
+            except ValueError as error:
+                messages.append(str(error))
+            else:
+                assert suffix == ".safetensors" or equal(found, weights), "it has no checksum"
+    assert len(messages) > 200
+    assert all(line.startswith(f"{str(path)!r} ") and len(line) < 300 and "\n" not in line for line in messages)
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_no_file(tmp_path):

@@ -44,17 +44,35 @@ class WholeCheckpoints(TorchCheckpointIO):
             raise CheckpointWriteError(f"cannot write the checkpoint {path}: {reason}{kept}") from error
 
 
-def newest(folder: Path) -> tuple[Path | None, list[str]]:
-    """The checkpoint in a folder that was written last and can be read, and why later ones cannot be."""
-    torn = []
-    for path in sorted(folder.glob("*.ckpt"), key=lambda p: (p.stat().st_mtime_ns, p.name == LAST), reverse=True):
+def load(path: Path) -> dict[str, Any]:
+    """A checkpoint that `weights.read` accepts, without reading its tensors."""
+    saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return saved if isinstance(saved, dict) else {}
+
+
+def newest(folder: Path, resume: bool = False) -> tuple[Path | None, list[str]]:
+    """The checkpoint to go on from, and why others were passed over.
+
+    last.ckpt, or if that cannot be read the one after the most steps. Times of files say nothing: copying changes them.
+
+    Args:
+        folder: of the checkpoints.
+        resume: whether training is to go on, for which weights alone are not enough.
+    """
+    passed, others = [], []
+    for path in sorted(folder.glob("*.ckpt"), key=lambda path: (path.name != LAST, path.name)):
         try:
             read(path)
+            saved = load(path)
+            if resume and "optimizer_states" not in saved:
+                raise ValueError(f"{str(path)!r} holds weights only")
         except ValueError as error:
-            torn.append(str(error))
-        else:
-            return path, torn
-    return None, torn
+            passed.append(str(error))
+            continue
+        if path.name == LAST:
+            return path, passed
+        others.append((int(saved.get("global_step", 0)), path))
+    return (max(others)[1] if others else None), passed
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -113,8 +131,9 @@ def best_checkpoint(last: Path) -> Path:
     if not last.is_file():
         raise ValueError(f"no last checkpoint in {last.parent}")
     read(last)  # says why, if it is none
-    states = torch.load(last, map_location="cpu", weights_only=True)["callbacks"]
+    states = load(last).get("callbacks", {})
     paths = [Path(state["best_model_path"]) for state in states.values() if state.get("best_model_score") is not None]
     if not paths:
         raise ValueError(f"{last} records no best checkpoint: nothing was monitored")
-    return paths[0] if paths[0].is_file() else last.with_name(paths[0].name)  # the run's folder may have moved
+    beside = last.with_name(paths[0].name)  # first: the folder may be a copy
+    return paths[0] if paths[0].is_file() and not beside.is_file() else beside

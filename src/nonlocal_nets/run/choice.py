@@ -77,7 +77,7 @@ def _trained(folder: RunFolder, weights: str | None) -> Path | None:
 
 def last_checkpoint(folder: Path, begin: bool) -> Path | None:
     """The newest checkpoint that can be read, which is logged; None where a run begins."""
-    path, torn = newest(folder)
+    path, torn = newest(folder, resume=begin)
     for reason in torn:
         rank_zero_warn(f"{reason}; taking the one before it")
     if path is None and (torn or not begin):

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from pytorch_lightning.utilities import rank_zero_info
 
+from nonlocal_nets.run.checkpoints import load
 from nonlocal_nets.run.errors import RunError
 
 MEANING, BATCHES = "data_meaning", "batches"  # keys of a checkpoint
@@ -16,6 +16,8 @@ TOGETHER = "samples in a batch of all processes"
 COMPARED = ("class_names", "normalisation")  # of the data's meaning
 CONTINUED = ("optimizer.name", "optimizer.weight_decay", "optimizer.momentum", "optimizer.decay_all")
 KEPT = {"optimizer.lr", "optimizer.lr_base_size", "schedule.warmup_steps"}
+TESTED = {"state_dict", "pytorch-lightning_version"}  # what a checkpoint must have
+RESUMED = TESTED | {"optimizer_states", "lr_schedulers", "loops", "callbacks", "global_step", "epoch"}
 SHOWN = 3  # differences in a message
 
 
@@ -79,12 +81,6 @@ def read_meaning(path: Path) -> dict[str, Any]:
     return dict(load(path).get(MEANING, {}))
 
 
-def load(path: Path) -> dict[str, Any]:
-    """A checkpoint that `weights.read` accepts, without reading its tensors."""
-    saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return saved if isinstance(saved, dict) else {}
-
-
 def check_identity(path: Path, model: pl.LightningModule, data: Any, resume: bool) -> None:
     """Refuse data of another meaning and another network than those in a checkpoint.
 
@@ -95,6 +91,10 @@ def check_identity(path: Path, model: pl.LightningModule, data: Any, resume: boo
             also the options of the optimiser that its state depends on.
     """
     checkpoint = load(path)
+    if missing := sorted((RESUMED if resume else TESTED) - checkpoint.keys()):
+        use = "resumed" if resume else "tested"
+        advice = "--model.weights=<file> takes its weights"
+        raise ValueError(f"{path} cannot be {use}, it is without {', '.join(missing)}; {advice}")
     _check_meaning(path, checkpoint.get(MEANING, {}), meaning(data))
     saved, given = _options(checkpoint.get("hyper_parameters", {})), _options(model.hparams)
     differing = [name for name in given if name in saved and saved[name] != given[name]]
