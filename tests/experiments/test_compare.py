@@ -192,6 +192,7 @@ def test_the_check_has_the_arguments_of_the_runs(line):
     ]
 
 
+@pytest.mark.slow
 def test_real_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="2"):

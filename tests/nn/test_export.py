@@ -39,7 +39,13 @@ def test_export_with_any_batch_and_size(pairwise, pool):
         torch.testing.assert_close(exported(x), block(x), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("pairwise", PAIRWISE)
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in PAIRWISE if name != "embedded_gaussian"]
+    "embedded_gaussian",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in PAIRWISE if name[0] != "e"),
+]
+
+
+@pytest.mark.parametrize("pairwise", ["embedded_gaussian", *SLOW])
 def test_onnx_gives_what_we_give(pairwise, tmp_path):
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")

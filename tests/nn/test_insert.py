@@ -491,7 +491,7 @@ REFUSED = [[], {}, "layer9", {"layer9": 1}, {"layer3": 99}, {"features.densebloc
 REFUSED += ["paper-5", "feature.transition1", LONG, {LONG[0]: 1}, "body.0", ["body.1", "body.1"], "classifier"]
 
 
-@pytest.mark.parametrize("name", ["densenet121", "resnet50", "small"])
+@pytest.mark.parametrize("name", [pytest.param("densenet121", marks=pytest.mark.slow), "resnet50", "small"])
 def test_a_refusal_fits_into_a_line(name, resnets, densenet121):
     model = {"densenet121": densenet121, "resnet50": resnets["resnet50"], "small": Odd()}[name]
     model, x, messages = copy.deepcopy(model), torch.randn(1, 3, 64, 64), []
@@ -703,6 +703,7 @@ class Mean(Pairwise):
         return query.new_full((*query.shape[:2], key.shape[1]), 1 / key.shape[1])
 
 
+@pytest.mark.slow
 def test_a_network_with_five_blocks_compiles():
     """The hook that runs a block is a function of its module, so that one graph holds the network, whole.
 

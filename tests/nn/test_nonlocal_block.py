@@ -875,19 +875,22 @@ def compiled_equals_eager(block, x, backend, mask=None):
         close(got, expected, atol=1e-9 if x.dtype == torch.float64 else 1e-3)
 
 
-@pytest.mark.parametrize("pairwise", PAIRWISE)
+COMPILED = ["embedded_gaussian", *(pytest.param(name, marks=pytest.mark.slow) for name in PAIRWISE if name[0] != "e")]
+
+
+@pytest.mark.parametrize("pairwise", COMPILED)
 def test_compile(pairwise):
     compiled_equals_eager(make(pairwise, norm="layer", pool=2), normal(2, C, 4, 5), "aot_eager")
     block = make(pairwise, window=(2, None))
     compiled_equals_eager(block, normal(2, C, 4, 5), "aot_eager")
 
 
-@pytest.mark.parametrize("pairwise", PAIRWISE)
+@pytest.mark.parametrize("pairwise", COMPILED)
 def test_compile_of_the_form_without_a_map(pairwise):
     compiled_equals_eager(make(pairwise), normal(1, C, 509), "aot_eager")
 
 
-@pytest.mark.parametrize("pairwise", PAIRWISE)
+@pytest.mark.parametrize("pairwise", COMPILED)
 def test_compile_with_a_mask_in_eval_mode(pairwise):
     mask = corners(2, (4, 5), [(3, 5), (4, 2)])
     compiled_equals_eager(make(pairwise, pool=2).eval(), normal(2, C, 4, 5), "aot_eager", mask)

@@ -34,18 +34,22 @@ def test_names_of_no_folder(refused, args):  # noqa: F811
     assert [path.name for path in Path().iterdir()] == ["data"]
 
 
-@pytest.mark.parametrize("name", ["1e5", "25921e05", "0x1F", "1_000", "007", "1.10", "true", "null", "2024-01-01", "-"])
-def test_names_that_yaml_reads_as_numbers(refused, name):  # noqa: F811
-    if name == "-":
-        assert refused(fit, f"--id={name}").startswith("--id must be the name")
-        return
-    cli = fit(f"--id={name}", "--trainer.max_epochs=0")
-    if name == "null":  # as everywhere: what is not given
-        return
-    assert cli.run_folder.name == name
-    text = (cli.run_folder / "config.yaml").read_text()
-    again = main(["test", "--config", str(cli.run_folder / "config.yaml"), "--ckpt_path=initial"])
-    assert again.args.id == yaml.safe_load(text)["id"] == name
+def test_names_that_yaml_reads_as_numbers(capsys):
+    """The resolved config of a run, and what it is read as."""
+    for name in ("1e5", "25921e05", "0x1F", "1_000", "007", "1.10", "true", "2024-01-01", "1e-5", ".5", "+1"):
+        given = [*ARGS, f"--id={name}"] if name[0] not in ".+" else [*ARGS, "--id=x", f"--data.path={name}"]
+        for _ in range(2):
+            with pytest.raises(SystemExit):
+                main(["fit", *given, "--print_config"])
+            text = capsys.readouterr().out
+            Path("config.yaml").write_text(text)
+            given = ["--config", "config.yaml"]
+        config = yaml.safe_load(text)
+        assert name in (config["id"], config["data"]["init_args"]["path"])
+    cli = fit("--id=25921e05", "--trainer.max_epochs=0")
+    assert cli.run_folder.name == "25921e05"
+    again = main(["validate", "--config", str(cli.run_folder / "config.yaml"), "--ckpt_path=initial"])
+    assert again.run_folder == cli.run_folder
 
 
 def test_a_fit_into_a_run(refused):  # noqa: F811

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 import yaml
 
-from nonlocal_nets.data import image_folder
+from nonlocal_nets.data import ImageFolder, image_folder
 from nonlocal_nets.run.cli import main
+from nonlocal_nets.run.identity import check_identity
+from nonlocal_nets.tasks import Blocks, ImageClassification, Optimizer
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
 SMALL = [
@@ -149,20 +152,30 @@ def test_another_normalisation(refused):
     of_the_run("test", "--data.image_size=20")
 
 
+def model(blocks=None, **arguments):
+    blocks = Blocks(**{"at": "layer3"} | (blocks or {}))
+    return ImageClassification(3, "local_convnet", (3, 16, 16), blocks, **arguments)
+
+
+LAST = Path("runs/default/x/checkpoints/last.ckpt")
+
+
 @pytest.mark.parametrize(
-    ("option", "named"),
+    ("blocks", "named"),
     [
-        ("blocks.pairwise=dot_product", "blocks.pairwise=embedded_gaussian, here dot_product"),
-        ("blocks.scale=true", "blocks.scale=False, here True"),
-        ("blocks.pool=2", "blocks.pool=None, here 2"),
-        ("blocks.pool_position=embedding", "blocks.pool_position=input, here embedding"),
-        ("blocks.window=[1,null]", "blocks.window=None, here [1, None]"),
-        ("blocks.at=layer2", "blocks.at=layer3, here layer2"),
-        ("blocks.norm=layer", "blocks.norm=batch, here layer"),
+        ({"pairwise": "dot_product"}, "blocks.pairwise=embedded_gaussian, here dot_product"),
+        ({"scale": True}, "blocks.scale=False, here True"),
+        ({"pool": 2}, "blocks.pool=None, here 2"),
+        ({"pool_position": "embedding"}, "blocks.pool_position=input, here embedding"),
+        ({"window": [1, None]}, "blocks.window=None, here [1, None]"),
+        ({"at": "layer2"}, "blocks.at=layer3, here layer2"),
+        ({"norm": "layer"}, "blocks.norm=batch, here layer"),
     ],
 )
-def test_another_network(refused, trained, option, named):
-    assert f"was trained with {named}" in refused(of_the_run, "test", f"--model.{option}")
+def test_another_network(trained, blocks, named):
+    for resume in (False, True):
+        with pytest.raises(ValueError, match=re.escape(f"was trained with {named}")):
+            check_identity(LAST, model(blocks), ImageFolder("data", 16), resume)
 
 
 def test_whatever_the_verb(refused, trained):
@@ -193,15 +206,33 @@ def trained(run_of_the_module, tmp_path):
 @pytest.mark.parametrize(
     ("option", "named"),
     [
-        ("optimizer.name=lion", "optimizer.name=adamw, here lion"),
-        ("optimizer.decay_all=false", "optimizer.decay_all=True, here False"),
-        ("optimizer.weight_decay=0.5", "optimizer.weight_decay=0.0001, here 0.5"),
+        ({"name": "lion"}, "optimizer.name=adamw, here lion"),
+        ({"decay_all": False}, "optimizer.decay_all=True, here False"),
+        ({"weight_decay": 0.5}, "optimizer.weight_decay=0.0001, here 0.5"),
     ],
 )
-def test_another_optimiser(refused, trained, option, named):
-    line = refused(fit, "--ckpt_path=last", "--trainer.max_epochs=3", f"--model.{option}")
-    assert f"was trained with {named}; to start from its weights: --model.weights=<file>" in line
-    of_the_run("test", f"--model.{option}")
+def test_another_optimiser(trained, option, named):
+    other = model(optimizer=Optimizer(**option))
+    line = re.escape(f"{LAST} was trained with {named}; to start from its weights: --model.weights=<file>")
+    with pytest.raises(ValueError, match=line):
+        check_identity(LAST, other, ImageFolder("data", 16), resume=True)
+    check_identity(LAST, other, ImageFolder("data", 16), resume=False)
+
+
+@pytest.mark.parametrize(
+    ("left_out", "resume", "line"),
+    [
+        ("optimizer_states", True, "cannot be resumed, it is without optimizer_states; --model.weights=<file> takes"),
+        ("loops", True, "cannot be resumed, it is without loops"),
+        ("pytorch-lightning_version", False, "cannot be tested, it is without pytorch-lightning_version"),
+    ],
+)
+def test_half_a_checkpoint(trained, left_out, resume, line):
+    saved = torch.load(LAST, weights_only=True)
+    del saved[left_out]
+    torch.save(saved, LAST)
+    with pytest.raises(ValueError, match=line):
+        check_identity(LAST, model(), ImageFolder("data", 16), resume)
 
 
 def test_other_options_of_training_are_said(trained, caplog):

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 
@@ -34,6 +35,7 @@ SMALL = ["--data.batch_size=4", "--trainer.limit_train_batches=2", "--trainer.li
 QUIET = ["--trainer.max_epochs=1", "--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1"]
 
 
+@pytest.mark.slow  # a process, which imports for 10 s
 def test_data_task_and_pairwise_function_of_a_package_in_the_current_folder(tmp_path):
     (tmp_path / "mypkg.py").write_text(PACKAGE)
     config = yaml.safe_load((ROOT / "configs" / "image" / "cued_digits.yaml").read_text())

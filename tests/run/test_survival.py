@@ -82,6 +82,18 @@ def in_an_empty_folder(tmp_path, monkeypatch):
     assert {number: signal.getsignal(number) for number in handlers} == handlers, "a run restores them"
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The weights of a whole run."""
+    here = Path.cwd()
+    os.chdir(tmp_path_factory.mktemp("whole"))
+    try:
+        main([*WORDS, "--id=whole"])
+        return weights("whole")
+    finally:
+        os.chdir(here)
+
+
 def differences(one, other):
     return [name for name, value in one.items() if not torch.equal(value, other[name])]
 
@@ -125,9 +137,8 @@ def scontrol(tmp_path, monkeypatch):
     ids=["time-limit", "cancelled", "pre-empted"],
 )
 def test_told_to_end_it_saves_after_the_step_and_goes_on_bit_for_bit(
-    number, shown, expected, elsewhere, monkeypatch, scontrol
+    number, shown, expected, elsewhere, monkeypatch, scontrol, undisturbed
 ):
-    main([*WORDS, "--id=whole"])
     checkpoints = Path("far") if elsewhere else FOLDER / "told" / "checkpoints"
     monkeypatch.setenv("SHOWN", shown)
     monkeypatch.setattr(Signal, "number", number)
@@ -141,17 +152,16 @@ def test_told_to_end_it_saves_after_the_step_and_goes_on_bit_for_bit(
     assert scontrol.read_text().splitlines() == expected
     main([*WORDS, *elsewhere, "--id=told", "--ckpt_path=last"])
     ended = torch.load(checkpoints / "last.ckpt", weights_only=True)
-    assert differences(weights("whole"), ended["state_dict"]) == []
+    assert differences(undisturbed, ended["state_dict"]) == []
     assert [path.name for path in Path().glob("**/config.yaml") if "told" in path.parts] == ["config.yaml"]
 
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_told_to_end_with_workers_which_get_the_signal_too(number, monkeypatch, caplog):
+def test_told_to_end_with_workers_which_get_the_signal_too(number, monkeypatch, caplog, undisturbed):
     """As a terminal sends Ctrl-C, and SLURM SIGTERM, to all processes."""
     words = [*WORDS, "--data.num_workers=2"]
-    main([*words, "--id=whole"])
     monkeypatch.setattr(Signal, "number", number)
     monkeypatch.setattr(Signal, "children", True)
     with pytest.raises(SystemExit) as stop:
@@ -161,7 +171,7 @@ def test_told_to_end_with_workers_which_get_the_signal_too(number, monkeypatch, 
     command = "python -m nonlocal_nets fit --config runs/cued_digits/told/config.yaml --ckpt_path=last"
     assert f"to go on: {command}" in caplog.text
     main([*words, "--id=told", "--ckpt_path=last"])
-    assert differences(weights("whole"), weights("told")) == []
+    assert differences(undisturbed, weights("told")) == []
 
 
 class SignalBefore(pl.Callback):
