@@ -40,9 +40,6 @@ def test_export_with_any_batch_and_size(pairwise, pool):
 
 
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in PAIRWISE if name != "embedded_gaussian"]
-    "embedded_gaussian",
-    *(pytest.param(name, marks=pytest.mark.slow) for name in PAIRWISE if name[0] != "e"),
-]
 
 
 @pytest.mark.parametrize("pairwise", ["embedded_gaussian", *SLOW])

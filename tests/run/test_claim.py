@@ -50,6 +50,13 @@ def folder(run_id="a", dirpath=None):
     return RunFolder(Path("runs"), "digits", run_id, dirpath)
 
 
+def begin(run_id):
+    """Leave what a run has left after some steps."""
+    metrics = folder(run_id).path / "csv" / "version_0" / "metrics.csv"
+    metrics.parent.mkdir(parents=True)
+    metrics.touch()
+
+
 @pytest.mark.parametrize("name", ["a", "_", "25921e05", "1e5", "lr=0.1,wd=1e-4", "ä b", "20260101-120000-2", "x" * 100])
 def test_names(name):
     claim.check_name("--id", name)
@@ -89,6 +96,8 @@ def test_names_of_no_folder(name):
 def test_a_folder_that_holds_a_run_is_taken_only_to_go_on_with_it():
     claim.claim(folder(), resume=False)
     folder().config.touch()
+    claim.claim(folder(), resume=False)  # it ended before its first step
+    begin("a")
     claim.release()
     with pytest.raises(ValueError, match=r"^runs/digits/a holds a run: "):
         claim.claim(folder(), resume=False)
@@ -152,12 +161,10 @@ def test_what_was_never_written_into_leaves_no_folder():
 def test_an_id_that_is_not_given_is_that_of_no_other_run(locked_by_another):
     unused = partial(claim.unused, folder_of=folder, same=lambda _folder: False, lock=True)
     locked_by_another(folder("now").path)
-    folder("now-2").path.mkdir()
-    folder("now-2").config.touch()
+    begin("now-2")
     folder("now-3").path.mkdir()  # a run that failed before it began
     assert unused("now") == "now-3"
     assert claim.unused("now", folder, lambda _folder: False, lock=False) == "now", "one that waits for nobody"
-    assert folder("now-2").config.is_file()
-    folder("now-3").config.touch()
+    begin("now-3")
     claim.release()
     assert claim.unused("now", folder, lambda f: f.id == "now-3", lock=True) == "now-3", "it goes on"

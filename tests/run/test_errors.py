@@ -86,6 +86,27 @@ def test_a_network_that_is_not_for_the_data(capsys):
     assert error_of(capsys, *words).startswith(message)
 
 
+@pytest.mark.parametrize(
+    ("args", "named"),
+    [
+        (["--model=nosuch.Task"], "nosuch.Task"),
+        (["--model=nonlocal_nets.tasks.Deblurring"], "nonlocal_nets.tasks.Deblurring"),
+        (["--data=nonlocal_nets.data.Blob"], "nonlocal_nets.data.Blob"),
+        (["--trainer.callbacks+=nosuch.Callback"], "nosuch.Callback"),
+    ],
+)
+def test_a_class_that_is_not_there(capsys, args, named):
+    message = error_of(capsys, "--config", CONFIG, *args)
+    assert all(part in message for part in named.rsplit(".", 1))
+    assert len(message) < 300
+
+
+def test_a_typo_in_a_group_of_a_config(capsys, tmp_path):
+    path = tmp_path / "typo.yaml"
+    path.write_text(Path(CONFIG).read_text().replace("\ntrainer:", "\ntraner:"))
+    assert error_of(capsys, f"--config={path}").startswith("no argument --traner.")
+
+
 def test_debug_shows_the_traceback(monkeypatch):
     monkeypatch.setenv("JSONARGPARSE_DEBUG", "1")
     with pytest.raises(ValueError, match=r"optimizer\.lr must be at least 0"):

@@ -37,14 +37,15 @@ def claim(folder: RunFolder, resume: bool) -> None:
             raise ValueError(f"another process trains into {path}: wait for its end, or choose another --id")
     if resume or not holds_a_run(folder):
         return
-    if folder.config.is_file() or folder.checkpoint_dir is None:
+    if folder.config.is_file() or folder.checkpoint_dir is None:  # else the checkpoints are those of another id
         advice = "--ckpt_path=last goes on with it; or choose another --id, or delete the folder first"
         raise ValueError(f"{folder.path} holds a run: {advice}")
     raise ValueError(f"{folder.checkpoints} holds another run's checkpoints: choose another --checkpoint.dirpath")
 
 
 def holds_a_run(folder: RunFolder) -> bool:
-    return folder.config.is_file() or any(folder.checkpoints.glob("*.ckpt"))
+    """Whether there is something to lose; not where a run ended before its first step."""
+    return any(folder.checkpoints.glob("*.ckpt")) or any(folder.path.glob("csv/*/metrics.csv"))
 
 
 def unused(stem: str, folder_of: Callable[[str], RunFolder], same: Callable[[RunFolder], bool], lock: bool) -> str:

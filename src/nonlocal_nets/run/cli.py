@@ -25,7 +25,7 @@ from nonlocal_nets.run.config import SaveConfig
 from nonlocal_nets.run.errors import Parser, RunError, debug, one_line_for
 from nonlocal_nets.run.folder import RUN_ID, RunFolder
 from nonlocal_nets.run.help import TITLES
-from nonlocal_nets.run.identity import Identity, check_identity, read_meaning
+from nonlocal_nets.run.identity import Identity, check_complete, check_identity, read_meaning
 from nonlocal_nets.run.lightning import counts_before_fractions, prepare
 from nonlocal_nets.run.monitors import Monitors
 from nonlocal_nets.run.predictions import Predictions
@@ -102,6 +102,7 @@ class NonLocalCLI(LightningCLI):
             if self.checkpoint is not None:
                 check_identity(self.checkpoint, self.model, self.datamodule, resume=self.subcommand == "fit")
                 check_fit(state, self.model.state_dict(), self.checkpoint)
+                check_complete(self.checkpoint, resume=self.subcommand == "fit")
 
     def finish_wandb(self) -> None:
         wandb.finish(self.trainer)
@@ -177,7 +178,8 @@ def main(args: list[str] | None = None) -> Any:
     if debug():
         os.environ["JSONARGPARSE_DEBUG"] = "true"  # jsonargparse takes no 1
     check_args(args)
-    in_the_middle = (CorruptFileError, CheckpointWriteError, RunError)  # errors that a run meets after its start
+    # errors that a run meets after its start
+    in_the_middle = (CorruptFileError, CheckpointWriteError, RunError, MisconfigurationException)
     signals = SaveOnSignal()
     with signals.listening(), claim.released(), one_line_for(*in_the_middle):
         return NonLocalCLI(

@@ -28,7 +28,7 @@ REWRITE = [
     (r"Expected a path but \S+ either not accessible or invalid", ""),
 ]
 UNKNOWN = [  # how jsonargparse says that a name is not known
-    r"Option '(\w+)' is not accepted.*",
+    r"Option '([\w.]+)' is not accepted.*",
     r"Group '([\w.]+)' does not accept option '([\w.]+)'",
     r"does not accept option '([\w.]+)'",
     r"Unrecognized arguments: --([\w.]+)",
@@ -109,7 +109,11 @@ def _arguments(message: str) -> list[str]:
         return []
     module, _, name = paths[-1].rpartition(".")
     names = []
-    for parameter in inspect.signature(getattr(importlib.import_module(module), name)).parameters.values():
+    try:
+        parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    except (ImportError, AttributeError, ValueError):  # the message is about a class that is not there
+        return []
+    for parameter in parameters.values():
         group = parameter.default if is_dataclass(parameter.default) else None
         names += [parameter.name] if group is None else [f"{parameter.name}.{field.name}" for field in fields(group)]
     return names

@@ -91,21 +91,25 @@ def check_identity(path: Path, model: pl.LightningModule, data: Any, resume: boo
             also the options of the optimiser that its state depends on.
     """
     checkpoint = load(path)
-    if missing := sorted((RESUMED if resume else TESTED) - checkpoint.keys()):
-        use = "resumed" if resume else "tested"
-        advice = "--model.weights=<file> takes its weights"
-        raise ValueError(f"{path} cannot be {use}, it is without {', '.join(missing)}; {advice}")
     _check_meaning(path, checkpoint.get(MEANING, {}), meaning(data))
     saved, given = _options(checkpoint.get("hyper_parameters", {})), _options(model.hparams)
     differing = [name for name in given if name in saved and saved[name] != given[name]]
     free = getattr(model, "may_differ", given)
     refused = [name for name in differing if name.partition(".")[0] not in free or (resume and name in CONTINUED)]
     if refused:
-        advice = "; to start from its weights: --model.weights=<file>" if resume else ""
+        takes_weights = resume and "weights" in model.hparams
+        advice = "; to start from its weights: --model.weights=<file>" if takes_weights else ""
         raise ValueError(f"{path} was trained with {_differences(refused, saved, given)}{advice}")
     if resume and differing:
         kept = "; its learning rate is kept" if KEPT & set(differing) else ""
         rank_zero_info(f"resuming {path}, which was trained with {_differences(differing, saved, given)}{kept}")
+
+
+def check_complete(path: Path, resume: bool) -> None:
+    """Raise a ValueError for a file that has the weights of the network, but not what Lightning needs beside them."""
+    if missing := sorted((RESUMED if resume else TESTED) - load(path).keys()):
+        use, advice = "resumed" if resume else "tested", "--model.weights=<file> takes its weights"
+        raise ValueError(f"{path} cannot be {use}, it is without {', '.join(missing)}; {advice}")
 
 
 def _check_meaning(path: Path, saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
