@@ -35,7 +35,7 @@ from nonlocal_nets.run.summary import Summary
 from nonlocal_nets.weights import check_fit, read
 
 ROOT = "runs"  # of all runs
-VERBS = {  # besides those of Lightning; experiments stand on this module, so that they are found by name
+VERBS = {  # besides those of Lightning; by name, because experiments imports this module
     "compare": "nonlocal_nets.experiments.compare",
     "sweep": "nonlocal_nets.experiments.sweep",
 }
@@ -91,7 +91,7 @@ class NonLocalCLI(LightningCLI):
         wandb.complete(self.args.trainer, self.args.project, self.args.id, self.run_folder)
 
     def instantiate_classes(self) -> None:
-        """What a model, a data module or the trainer refuses ends in one line; so does a checkpoint of others."""
+        """What a model, a data module or the trainer refuses is one line; so is a checkpoint that does not match."""
         with one_line_for(ValueError, OSError, ModuleNotFoundError, MisconfigurationException):
             state = {} if self.checkpoint is None else read(self.checkpoint)
             meaning = {} if self.checkpoint is None else read_meaning(self.checkpoint)

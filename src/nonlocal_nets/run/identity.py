@@ -1,4 +1,4 @@
-"""A checkpoint belongs to one network, and to data of one meaning: what it says of both, and what is refused."""
+"""A checkpoint records the network and the data that it belongs to; others are refused."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass

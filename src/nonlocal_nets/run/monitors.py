@@ -1,4 +1,4 @@
-"""What callbacks monitor is checked before training: that it is logged, and that they wait for the better values."""
+"""What callbacks monitor is checked before training: that it is logged, and that their mode is the right one."""
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
