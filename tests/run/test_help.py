@@ -7,7 +7,7 @@ import pytest
 import nonlocal_nets.data
 import nonlocal_nets.tasks
 from nonlocal_nets.run.cli import main
-from nonlocal_nets.run.help import LONGEST, explain
+from nonlocal_nets.run.help import LONGEST, OURS, explain
 
 TASKS = ("ImageClassification", "SequenceClassification", "VideoClassification")
 COMMANDS = [[command, "--help"] for command in ("fit", "validate", "test", "predict")]
@@ -46,6 +46,18 @@ def test_the_usage_is_one_line(words, capsys):
 def test_train_help_names_the_commands(capsys):
     text = help_of(["--help"], capsys)
     assert all(re.search(rf"^    {command} ", text, re.M) for command in ("fit", "validate", "test", "predict"))
+
+
+def test_where_the_command_line_differs_from_lightnings_documentation(capsys):
+    text = "".join(help_of(["fit", "--help"], capsys).split())
+    for name, ours in OURS.items():
+        assert "".join(ours.split()) in text, name
+
+
+def test_a_default_of_none_is_what_lightning_makes_of_it(capsys):
+    text = " ".join(help_of(["fit", "--help"], capsys).split())
+    found = re.search(r"--trainer.enable_progress_bar .*?default: (\w+)\)", text)
+    assert found[1] == "True"
 
 
 def test_explain_drops_markup_and_takes_the_default_out():
