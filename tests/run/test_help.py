@@ -15,16 +15,16 @@ COMMANDS += [["fit", f"--model.help={name}"] for name in TASKS]
 COMMANDS += [["fit", f"--data.help={name}"] for name in nonlocal_nets.data.__all__ if not name.endswith("Error")]
 
 
-def help_of(words, capsys):
+def help_of(args, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(words)
+        main(args)
     assert stop.value.code == 0
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_every_argument_has_a_sentence_a_type_and_a_default(words, capsys):
-    text = help_of(words, capsys)
+@pytest.mark.parametrize("args", COMMANDS, ids=" ".join)
+def test_every_argument_has_a_sentence_a_type_and_a_default(args, capsys):
+    text = help_of(args, capsys)
     blocks = [" ".join(block.split()) for block in re.findall(r"^  --\S.*(?:\n {6,}.*)*", text, re.M)]
     arguments = [
         block for block in blocks if not re.match(r"--\S+\.help|--print_config|--(trainer|checkpoint) CON", block)
@@ -38,9 +38,9 @@ def test_every_argument_has_a_sentence_a_type_and_a_default(words, capsys):
     assert not re.search(r"``|:\w+:`|<class", text), "markup"
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_the_usage_is_one_line(words, capsys):
-    assert re.match(r"usage: \S+.*\n\n", help_of(words, capsys))
+@pytest.mark.parametrize("args", COMMANDS, ids=" ".join)
+def test_the_usage_is_one_line(args, capsys):
+    assert re.match(r"usage: \S+.*\n\n", help_of(args, capsys))
 
 
 def test_train_help_names_the_commands(capsys):
