@@ -41,7 +41,6 @@ def test_the_offline_run_holds_config_curves_and_summary(tmp_path, monkeypatch):
         "--trainer.limit_val_batches=1",
         "--model.optimizer.lr=0.002",
     ]
-    small += ["--model.optimizer.lr=0.002"]
     args = [*small, "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"]
     cli = main(["fit", "--config", CONFIG, *args, "--id=logged", "--trainer.logger=WandbLogger"])
     folder, metrics = cli.run_folder, cli.trainer.callback_metrics
@@ -52,7 +51,7 @@ def test_the_offline_run_holds_config_curves_and_summary(tmp_path, monkeypatch):
     for name in ("val/accuracy", "val/loss", "train/accuracy"):
         assert summary["summary"][name] == pytest.approx(metrics[name].item())
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert config["model"]["init_args"]["lr"] == 0.002
+    assert config["model"]["init_args"]["optimizer"]["lr"] == 0.002
     for name in ("project", "seed_everything", "model", "data"):
         assert summary["config"][name] == config[name]
 
