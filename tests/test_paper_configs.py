@@ -72,12 +72,12 @@ def header(path):
     return re.match(r"(#.*\n)+", path.read_text())[0]
 
 
-def resolved(path, capsys, *words):
+def resolved(path, capsys, *args):
     """The config that the command in a yaml's header resolves to."""
     overlays = [] if path in BASES else ["--config", str(path)]
     base = BASES["charades" in header(path)]
     with pytest.raises(SystemExit):
-        main(["fit", "--config", str(base), *overlays, *words, "--print_config"])
+        main(["fit", "--config", str(base), *overlays, *args, "--print_config"])
     return yaml.safe_load(capsys.readouterr().out)
 
 
@@ -97,8 +97,8 @@ def test_every_row_is_named_once_with_what_the_paper_reports():
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
 def test_each_resolves_and_its_command_is_true(path, capsys):
     base = "charades" if path.stem.startswith("4") else "kinetics"
-    words = f"--config configs/video/{base}.yaml --config configs/video/paper/{path.name}"
-    assert f"python train.py fit {words}\n" in header(path)
+    args = f"--config configs/video/{base}.yaml --config configs/video/paper/{path.name}"
+    assert f"python train.py fit {args}\n" in header(path)
     config = resolved(path, capsys)
     model = config["model"]["init_args"]
     overlay = yaml.safe_load(path.read_text())["model"]["init_args"]

@@ -1,5 +1,8 @@
 """What blocks see is kept sample by sample, however the batch comes through them."""
 
+import copy
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -88,3 +91,16 @@ def test_hooks_go_where_the_pass_fails():
     with pytest.raises(RuntimeError):
         copies(net, torch.zeros(1, 7, 5))
     assert not net.inner.non_local._forward_hooks
+
+
+def test_a_copy_made_meanwhile_is_not_watched():
+    """As Throughput makes one to count operations."""
+    model, x, seen = Net(), torch.randn(2, 3, 5), []
+
+    def see(cannot_be_copied, name, block, index, activations):
+        seen.append(block)
+
+    with capture(model, partial(see, (k for k in ()))):
+        copied = copy.deepcopy(model)
+        torch.testing.assert_close(copied(x), model(x))
+    assert seen == [model.inner.non_local] * 2

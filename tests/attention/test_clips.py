@@ -134,6 +134,7 @@ def test_arrows_in_the_picture(tmp_path, figures):
         ((1, 0), "frame 7", ":"),
     }
     opacity = {arrow.xy2: arrow.get_alpha() for arrow in arrows}
+    assert list(opacity) == [(1, 0), (3, 3), (7, 6), (2, 1)], "the strongest is drawn last, above the others"
     assert opacity[2, 1] > opacity[7, 6] > opacity[1, 0] > 0
     assert opacity[2, 1] == pytest.approx(0.3 + 0.7 * 0.8)
     colours = {arrow.xy2: arrow.get_edgecolor()[:3] for arrow in arrows}

@@ -104,7 +104,7 @@ def test_weights_that_are_all_zero_and_a_flat_image():
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
 def test_an_image_of_other_than_three_channels_is_grey(channels):
-    values = torch.arange(channels * 6.0).view(channels, 2, 3) * 3 - 7
+    values = torch.arange(channels * 6.0).view(channels, 2, 3) * 0.01 - 1  # of little contrast
     shown = picture(values)
     mean = values.mean(0)
     expected = (mean - values.min()) / (values.max() - values.min())

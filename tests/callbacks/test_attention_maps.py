@@ -148,6 +148,14 @@ def test_images(tmp_path, drawn, verb, parts):
         torch.testing.assert_close(row.weights, weights(2, of_value), rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("axes", [1, 2])
+def test_images_and_sequences_are_those_of_the_first_batch(tmp_path, drawn, axes):
+    values = [sample(axes), sample(axes, keys=KEYS[axes][::-1])]
+    run(AttentionMaps(), Tiny(), Data(values, 1, sequences=axes == 1), tmp_path)
+    ((samples, *_),) = drawn["series" if axes == 1 else "images"]
+    assert [torch.equal(each.values, values[0]) for each in samples] == [True]
+
+
 def test_six_images_and_three_sequences_and_two_videos(tmp_path, drawn):
     for axes, default in ((2, 6), (1, 3), (3, 2)):
         run(AttentionMaps(), Tiny(), Data([sample(axes)] * 7, 7, sequences=axes == 1), tmp_path)

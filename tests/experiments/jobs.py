@@ -2,7 +2,6 @@
 
 import os
 import time
-from pathlib import Path
 
 from nonlocal_nets.experiments.workers import run_all
 
@@ -17,10 +16,14 @@ def process_and_threads(job):
     return job, os.getpid(), torch.get_num_threads()
 
 
-def note_pid_and_wait(path):
-    Path(path).write_text(str(os.getpid()))
+def note_and_wait(path):
+    import torch
+
+    part = path.with_suffix(".part")
+    part.write_text(f"{os.getpid()} {torch.get_num_threads()}")
+    part.rename(path)
     time.sleep(600)
 
 
 def wait_for_a_worker(path):
-    list(run_all(note_pid_and_wait, [path], 2))
+    list(run_all(note_and_wait, [path], 2))

@@ -3,7 +3,7 @@
 import pytest
 
 from nonlocal_nets.experiments.arguments import Parser, count
-from nonlocal_nets.experiments.table import Outcome, save_csv, table
+from nonlocal_nets.experiments.table import Outcome, save_csv, table, write
 
 HEAD = ["| variant | test/loss, mean ± std | lowest to highest | runs | training, s |", "|---|---|---|---|---|"]
 OUTCOMES = [  # a: deviations -2, -2, 4 from 4; variance 24 / 2
@@ -45,6 +45,14 @@ def test_the_csv_has_a_column_for_each_key_and_replaces_the_old_one(tmp_path):
     save_csv([{"run": 1, "x": 0.25}, {"run": 2, "f": "a,b"}], path)
     assert path.read_text() == 'run,x,f\n1,0.25,\n2,,"a,b"\n'
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_that_cannot_be_written_to_its_end_is_the_old_one(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_text("old")
+    with pytest.raises(UnicodeEncodeError):
+        write(path, "new, \ud800")  # which UTF-8 has no bytes for
+    assert path.read_text() == "old"
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "two"])

@@ -15,7 +15,7 @@ def test_everything_but_the_checkpoints_is_in_the_folder_of_the_run():
 
 
 def test_a_run_is_found_by_its_id_in_any_project(tmp_path):
-    for name in ("a/other", "b/first", "c/first", "first/first-2"):
+    for name in ("a/first-2", "a/of-first", "b/first", "c/first", "first/other"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "a" / "first").touch()
     assert find(tmp_path, "first") == tmp_path / "b" / "first"

@@ -7,7 +7,7 @@ import pytest
 import nonlocal_nets.data
 import nonlocal_nets.tasks
 from nonlocal_nets.run.cli import main
-from nonlocal_nets.run.help import LONGEST, explain
+from nonlocal_nets.run.help import LONGEST, OURS, explain
 
 TASKS = ("ImageClassification", "SequenceClassification", "VideoClassification")
 COMMANDS = [[command, "--help"] for command in ("fit", "validate", "test", "predict")]
@@ -15,16 +15,16 @@ COMMANDS += [["fit", f"--model.help={name}"] for name in TASKS]
 COMMANDS += [["fit", f"--data.help={name}"] for name in nonlocal_nets.data.__all__ if not name.endswith("Error")]
 
 
-def help_of(words, capsys):
+def help_of(args, capsys):
     with pytest.raises(SystemExit) as stop:
-        main(words)
+        main(args)
     assert stop.value.code == 0
     return capsys.readouterr().out
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_every_argument_has_a_sentence_a_type_and_a_default(words, capsys):
-    text = help_of(words, capsys)
+@pytest.mark.parametrize("args", COMMANDS, ids=" ".join)
+def test_every_argument_has_a_sentence_a_type_and_a_default(args, capsys):
+    text = help_of(args, capsys)
     blocks = [" ".join(block.split()) for block in re.findall(r"^  --\S.*(?:\n {6,}.*)*", text, re.M)]
     arguments = [
         block for block in blocks if not re.match(r"--\S+\.help|--print_config|--(trainer|checkpoint) CON", block)
@@ -38,14 +38,26 @@ def test_every_argument_has_a_sentence_a_type_and_a_default(words, capsys):
     assert not re.search(r"``|:\w+:`|<class", text), "markup"
 
 
-@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
-def test_the_usage_is_one_line(words, capsys):
-    assert re.match(r"usage: \S+.*\n\n", help_of(words, capsys))
+@pytest.mark.parametrize("args", COMMANDS, ids=" ".join)
+def test_the_usage_is_one_line(args, capsys):
+    assert re.match(r"usage: \S+.*\n\n", help_of(args, capsys))
 
 
 def test_train_help_names_the_commands(capsys):
     text = help_of(["--help"], capsys)
     assert all(re.search(rf"^    {command} ", text, re.M) for command in ("fit", "validate", "test", "predict"))
+
+
+def test_where_the_command_line_differs_from_lightnings_documentation(capsys):
+    text = "".join(help_of(["fit", "--help"], capsys).split())
+    for name, ours in OURS.items():
+        assert "".join(ours.split()) in text, name
+
+
+def test_a_default_of_none_is_what_lightning_makes_of_it(capsys):
+    text = " ".join(help_of(["fit", "--help"], capsys).split())
+    found = re.search(r"--trainer.enable_progress_bar .*?default: (\w+)\)", text)
+    assert found[1] == "True"
 
 
 def test_explain_drops_markup_and_takes_the_default_out():

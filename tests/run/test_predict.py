@@ -12,8 +12,8 @@ from nonlocal_nets.run.cli import main
 @pytest.fixture
 def fitted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = [f"--data.{name}={value}" for name, value in image_folder.fake(tmp_path / "images").items()]
-    words += [
+    args = [f"--data.{name}={value}" for name, value in image_folder.fake(tmp_path / "images").items()]
+    args += [
         "--data.image_size=16",
         "--data.batch_size=2",
         "--model.backbone=local_convnet",
@@ -22,7 +22,7 @@ def fitted(tmp_path, monkeypatch):
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu"]
     few = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
     names = ["--project=folder", "--id=try"]
-    return main(["fit", "--data=ImageFolder", "--model=ImageClassification", *words, *quiet, *few, *names])
+    return main(["fit", "--data=ImageFolder", "--model=ImageClassification", *args, *quiet, *few, *names])
 
 
 def test_predict_a_folder(fitted, tmp_path):

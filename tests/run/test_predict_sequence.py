@@ -23,12 +23,12 @@ def fitted(request, tmp_path, monkeypatch):
         module, folder = (speech_commands, "up") if request.param == "SpeechCommands" else (text, "test/pos")
         arguments, path = module.fake(tmp_path / "data"), tmp_path / "data" / folder
         names = sorted(str(file) for file in path.iterdir())
-    words = [f"--data.{name}={value}" for name, value in arguments.items()]
-    words += ["--model.backbone=token_resnet"] * (request.param in ("ListOps", "Text"))
-    words += ["--data.batch_size=4", "--model.widths=[8,8]", "--model.blocks.at={layer2: 1}"]
+    args = [f"--data.{name}={value}" for name, value in arguments.items()]
+    args += ["--model.backbone=token_resnet"] * (request.param in ("ListOps", "Text"))
+    args += ["--data.batch_size=4", "--model.widths=[8,8]", "--model.blocks.at={layer2: 1}"]
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.log_every_n_steps=1", "--trainer.accelerator=cpu"]
     few = ["--trainer.max_epochs=1", "--trainer.limit_train_batches=2", "--trainer.limit_val_batches=1"]
-    cli = main(["fit", f"--data={request.param}", "--model=SequenceClassification", *words, *quiet, *few, "--id=try"])
+    cli = main(["fit", f"--data={request.param}", "--model=SequenceClassification", *args, *quiet, *few, "--id=try"])
     return cli.run_folder, path, names
 
 

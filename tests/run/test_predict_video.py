@@ -20,8 +20,8 @@ def run_folder(tmp_path, monkeypatch):
     """Of a network that was trained for two steps on tiny videos of three classes."""
     monkeypatch.chdir(tmp_path)
     arguments = video_folder.fake(tmp_path / "videos")
-    words = [f"--data.{name}={list(v) if isinstance(v, tuple) else v}" for name, v in arguments.items()]
-    words += [
+    args = [f"--data.{name}={list(v) if isinstance(v, tuple) else v}" for name, v in arguments.items()]
+    args += [
         *QUIET,
         "--trainer.max_epochs=1",
         "--trainer.limit_train_batches=2",
@@ -34,7 +34,7 @@ def run_folder(tmp_path, monkeypatch):
         "--config",
         str(ROOT / "configs/data/video_folder.yaml"),
     ]
-    return main(["fit", *configs, *words, "--id=try"]).run_folder
+    return main(["fit", *configs, *args, "--id=try"]).run_folder
 
 
 def test_predict_from_an_mp4_to_a_class_and_the_arrows_of_figure_3(run_folder):

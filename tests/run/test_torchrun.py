@@ -29,25 +29,25 @@ pytestmark = pytest.mark.slow
 
 
 def documented(port: int, run: str) -> tuple[dict[str, str], list[str]]:
-    """The variables and the words of the README's command."""
+    """The variables and the command in the README."""
     block = re.search(r"```\n(\S+=\S+ torchrun .*?)```", (ROOT / "cluster/README.md").read_text(), re.S)[1]
     line = block.replace("\\\n", " ").replace("<first node>:29500", f"127.0.0.1:{port}").replace("<id of the run>", run)
-    variable, *words = shlex.split(line)
-    return dict([variable.split("=")]), words
+    variable, *command = shlex.split(line)
+    return dict([variable.split("=")]), command
 
 
 class Nodes:
     """Two of them that run the command in one folder."""
 
     def __init__(self, folder, run, *more):
-        variables, words = documented(free_ports(1)[0], run)
+        variables, command = documented(free_ports(1)[0], run)
         self.logs = [folder.parent / f"{run}-{node}.log" for node in (1, 2)]
         self.agents = []
         for log in self.logs:
             with log.open("w") as file:
                 pipes = {"stdout": file, "stderr": subprocess.STDOUT}
                 environment = ENVIRONMENT | variables
-                self.agents.append(subprocess.Popen([*words, *WORDS, *more], cwd=folder, env=environment, **pipes))
+                self.agents.append(subprocess.Popen([*command, *WORDS, *more], cwd=folder, env=environment, **pipes))
 
     def ended(self, seconds=240):
         end = time.monotonic() + seconds

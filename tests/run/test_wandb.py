@@ -24,8 +24,8 @@ CONFIG = str(ROOT / "configs" / "image" / "cued_digits.yaml")
 OVERLAY = str(ROOT / "configs" / "trainer" / "wandb.yaml")
 
 
-def inspect(path, *words):
-    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *words, str(path)]
+def inspect(path, *args):
+    command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", *args, str(path)]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
 
@@ -41,9 +41,8 @@ def test_the_offline_run_holds_config_curves_and_summary(tmp_path, monkeypatch):
         "--trainer.limit_val_batches=1",
         "--model.optimizer.lr=0.002",
     ]
-    small += ["--model.optimizer.lr=0.002"]
-    words = [*small, "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"]
-    cli = main(["fit", "--config", CONFIG, *words, "--id=logged", "--trainer.logger=WandbLogger"])
+    args = [*small, "--trainer.max_epochs=2", "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false"]
+    cli = main(["fit", "--config", CONFIG, *args, "--id=logged", "--trainer.logger=WandbLogger"])
     folder, metrics = cli.run_folder, cli.trainer.callback_metrics
     (path,) = folder.glob("wandb/offline-run-*/run-logged.wandb")
 
@@ -52,7 +51,7 @@ def test_the_offline_run_holds_config_curves_and_summary(tmp_path, monkeypatch):
     for name in ("val/accuracy", "val/loss", "train/accuracy"):
         assert summary["summary"][name] == pytest.approx(metrics[name].item())
     config = yaml.safe_load((folder / "config.yaml").read_text())
-    assert config["model"]["init_args"]["lr"] == 0.002
+    assert config["model"]["init_args"]["optimizer"]["lr"] == 0.002
     for name in ("project", "seed_everything", "model", "data"):
         assert summary["config"][name] == config[name]
 
@@ -93,8 +92,8 @@ def no_key(tmp_path, monkeypatch):
 def test_two_processes_make_one_run_that_holds_everything(tmp_path, no_key):
     """By the commands, in a git repository; then the job is started again, and tested."""
     git = ["git", "-c", "user.name=n", "-c", "user.email=n@n", "-C", str(tmp_path)]
-    for words in (["init", "--quiet"], ["commit", "--quiet", "--allow-empty", "--message=first"]):
-        subprocess.run([*git, *words], check=True)
+    for args in (["init", "--quiet"], ["commit", "--quiet", "--allow-empty", "--message=first"]):
+        subprocess.run([*git, *args], check=True)
     commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
     fit = ["fit", "--config", CONFIG, "--config", OVERLAY, "--data.train_samples=176", "--data.val_samples=8"]
     fit += ["--data.test_samples=8", "--data.batch_size=4", "--trainer.log_every_n_steps=1", "--id=logged"]
@@ -104,8 +103,8 @@ def test_two_processes_make_one_run_that_holds_everything(tmp_path, no_key):
     quiet = {"WANDB_ERROR_REPORTING": "false", "WANDB_DATA_DIR": str(tmp_path / "staged"), "OMP_NUM_THREADS": "1"}
     fresh = {name: value for name, value in os.environ.items() if not name.startswith("WANDB_")} | quiet
     paths = []
-    for words in (fit, [*fit, "--trainer.max_epochs=2"], test):
-        command = [sys.executable, str(ROOT / "train.py"), *words]
+    for args in (fit, [*fit, "--trainer.max_epochs=2"], test):
+        command = [sys.executable, str(ROOT / "train.py"), *args]
         done = subprocess.run(command, cwd=tmp_path, env=fresh, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr[-2000:]
         assert "no key of wandb's: offline" in done.stderr

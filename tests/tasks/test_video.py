@@ -218,6 +218,12 @@ def test_arguments_reach_the_network():
     assert (default.conv1.stride, other.conv1.stride) == ((2, 2, 2), (1, 2, 2)), "8x8 keeps the frames there"
 
 
+def test_the_memory_layout():
+    for channels_last in (True, False):
+        weight = make(channels_last=channels_last).network.layer1[0][0].weight
+        assert weight.is_contiguous(memory_format=torch.channels_last_3d) == channels_last
+
+
 @pytest.mark.parametrize("stage", ["val", "test", "predict"])
 def test_clips_without_an_axis_of_views_are_refused_in_evaluation(stage):
     with pytest.raises(ValueError, match=r"must be views \(B, V, C, T, H, W\), got \(1, 3, 4, 8, 8\)"):

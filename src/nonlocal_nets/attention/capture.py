@@ -52,3 +52,7 @@ class _Hook:
             seen = Activations(x[k], z[k], None if mask is None else mask[k])
             self.see(self.name, block, self.past + k, seen)
         self.past += len(z)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Hook":
+        """A copy of the model is not watched; and what `see` refers to, such as a Trainer, cannot be copied."""
+        return _Hook(self.name, lambda name, block, index, seen: None)

@@ -20,7 +20,7 @@ def run(number, f, seed, values, x=0.5, **more):
 RUNS = [  # best of "max": 3, 9, 5, 7; of "min": 1, 8, 2, 7
     run(0, "a", 0, [3.0, 1.0, 2.0]),
     run(1, "b", 0, [8.0, 9.0]),
-    run(2, "a", 1, [2.0, math.nan, 5.0]),
+    run(2, "a", 1, [math.nan, 2.0, math.inf, 5.0]),
     run(3, "b", 1, [7.0], state="stopped"),
     run(4, "b", 2, [math.nan], state="failed"),
     run(5, "a", 2, []),
