@@ -136,4 +136,5 @@ def best_checkpoint(last: Path) -> Path:
     if not paths:
         raise ValueError(f"{last} records no best checkpoint: nothing was monitored")
     beside = last.with_name(paths[0].name)  # first: the folder may be a copy
-    return paths[0] if paths[0].is_file() and not beside.is_file() else beside
+    there = paths[0].is_file() and (not beside.is_file() or beside.samefile(paths[0]))
+    return paths[0] if there else beside

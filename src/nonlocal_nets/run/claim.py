@@ -62,7 +62,7 @@ def unused(stem: str, folder_of: Callable[[str], RunFolder], same: Callable[[Run
         if lock and not all(_lock(path) for path in _folders(folder)):
             release(folder)
             continue
-        if not holds_a_run(folder) or same(folder):
+        if not (holds_a_run(folder) or folder.config.is_file()) or same(folder):
             return name
         release(folder)
     raise AssertionError("there is always another number")
