@@ -96,6 +96,13 @@ def listed(names: Iterable[str], width: int = 100) -> str:
     return ", ".join(names[:count]) + (f" (+{rest} more)" if rest > 0 else "")
 
 
+def only_in(sides: Mapping[str, set[str]]) -> str:
+    """For a message about two sets of names that should be one: the names that only one side has."""
+    (_, first), (_, second) = sides.items()
+    both = first & second
+    return "; ".join(f"only in {side}: {listed(sorted(names - both), 40) or 'none'}" for side, names in sides.items())
+
+
 def one_line(error: Exception) -> str:
     """The message of an error in one line, at most 150 characters long."""
     return " ".join(str(error).split())[:150]
@@ -181,15 +188,17 @@ class DataModule(pl.LightningDataModule, ABC):
         self.class_names = tuple(class_names)
         self.num_classes = len(self.class_names)
         self.input_size = input_size
+        self.normalisation: dict[str, Any] = {}  # the options that scale the inputs, in plain values
         self.batch_size, self.test_batch_size, self.num_workers = batch_size, batch_size, num_workers
 
     @property
     def meaning(self) -> dict[str, Any]:
         """What the inputs and outputs of a network trained on these data mean, in plain values, for its checkpoints.
 
-        "class_names", in the order of the outputs; "normalisation", the options that scale the inputs; "input_size".
+        "class_names", in the order of the outputs, "normalisation" and "input_size".
         """
-        return {"class_names": list(self.class_names), "normalisation": {}, "input_size": list(self.input_size)}
+        names, size = list(self.class_names), list(self.input_size)
+        return {"class_names": names, "normalisation": self.normalisation, "input_size": size}
 
     @abstractmethod
     def dataset(self, part: str) -> Dataset[tuple[Tensor, Any]]:

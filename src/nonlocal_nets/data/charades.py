@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nonlocal_nets.data.base import listed
 from nonlocal_nets.data.decoding import VIDEO_EXTENSIONS, plain_frames, write_video
-from nonlocal_nets.data.trained import MissingDataError, training_data
+from nonlocal_nets.data.trained import MissingDataError, classes_alone, training_data
 from nonlocal_nets.data.videos import SMALL, Clips, VideoDataModule
 
 RATE = 24.0  # frames per second of the published folders of frames
@@ -50,7 +50,7 @@ class Charades(VideoDataModule):
 
     def __init__(self, root: str, videos: str = "Charades_v1_480", **kwargs: Any) -> None:
         read = partial(read_parts, Path(root), videos)
-        classes, parts = training_data(read, lambda trained: (trained["class_names"], {}))
+        classes, parts = training_data(read, classes_alone)
         super().__init__(class_names=classes, parts=parts, **kwargs)
 
     def clips(self, samples: Sequence[tuple[str, Any]], part: str) -> "ActionClips":

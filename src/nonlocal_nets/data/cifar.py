@@ -18,7 +18,7 @@ from torchvision.transforms import v2
 
 from nonlocal_nets.data.base import listed, one_line, split
 from nonlocal_nets.data.images import ImageDataModule
-from nonlocal_nets.data.trained import MissingDataError, training_data
+from nonlocal_nets.data.trained import MissingDataError, classes_alone, training_data
 
 NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")  # CIFAR-10's
 KINDS = (("coarse", 20), ("fine", 100))  # CIFAR-100's labels
@@ -78,7 +78,7 @@ class CIFAR(ImageDataModule):
         if download:
             _download(Path(root), classes)
         read = partial(_read_parts, Path(root), classes, verify, val_fraction, seed)
-        names, self.parts = training_data(read, lambda trained: (trained["class_names"], {}))
+        names, self.parts = training_data(read, classes_alone)
         crop = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()]
         super().__init__(class_names=names, image_size=32, augment=crop, crop_fraction=1.0, **kwargs)
 

@@ -9,9 +9,9 @@ from PIL import Image
 from torchvision import datasets
 from torchvision.transforms import v2
 
-from nonlocal_nets.data.base import listed, one_line, split
+from nonlocal_nets.data.base import one_line, only_in, split
 from nonlocal_nets.data.images import ImageFilesDataModule, Sample
-from nonlocal_nets.data.trained import MissingDataError, training_data
+from nonlocal_nets.data.trained import MissingDataError, classes_alone, training_data
 
 
 class ImageFolder(ImageFilesDataModule):
@@ -55,7 +55,7 @@ class ImageFolder(ImageFilesDataModule):
             raise ValueError(f"scale must be two shares, 0 < smallest <= largest <= 1, got {scale}")
         fractions = {"test": test_fraction, "val": val_fraction}
         read = partial(_read_any, Path(root), fractions, seed)
-        classes, parts = training_data(read, lambda trained: (trained["class_names"], {}))
+        classes, parts = training_data(read, classes_alone)
         augment: list[v2.Transform] = [v2.RandomResizedCrop(image_size, scale)]
         super().__init__(
             class_names=classes,
@@ -98,8 +98,7 @@ def _read_parts(root: Path) -> tuple[list[str], dict[str, list[Sample]]]:
     for part in ("val", "test"):
         others, parts[part] = _read(root / folders[part])
         if others != classes:
-            only = {"train": set(classes) - set(others), folders[part]: set(others) - set(classes)}
-            sides = "; ".join(f"only in {side}: {listed(sorted(names), 40) or 'none'}" for side, names in only.items())
+            sides = only_in({"train": set(classes), folders[part]: set(others)})
             raise ValueError(f"{root / 'train'} and {root / folders[part]} have different classes; {sides}")
     return classes, parts
 

@@ -114,17 +114,13 @@ class ImageDataModule(DataModule):
             raise ValueError(f"crop_fraction must be above 0 and at most 1, got {crop_fraction}")
         if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
             raise ValueError(f"mean and std must be three numbers, std above 0; got {mean} and {std}")
-        self.mean, self.std = mean, std
+        self.normalisation = {"mean": list(mean), "std": list(std)}
         to_tensor = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std), v2.ToPureTensor()]
         centre = [v2.Resize(round(image_size / crop_fraction)), v2.CenterCrop(image_size)]
         self.train_transform = v2.Compose([*augment, *to_tensor])
         self.eval_transform = v2.Compose([*centre, *to_tensor])
         self.paths = None if path is None else find_files(path, IMG_EXTENSIONS, "image")
         check_headers(self.paths or [])
-
-    @property
-    def meaning(self) -> dict[str, Any]:
-        return super().meaning | {"normalisation": {"mean": list(self.mean), "std": list(self.std)}}
 
     @abstractmethod
     def images(self, part: str, transform: v2.Transform) -> Dataset[tuple[Tensor, int]]:

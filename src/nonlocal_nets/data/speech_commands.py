@@ -13,7 +13,7 @@ from torch import Tensor
 from nonlocal_nets.data.audio import check_wav, frames, log_mel, mel_filters, read_wav, shifted
 from nonlocal_nets.data.base import Files, Target, check_corrupt, check_minimum, find_files, listed
 from nonlocal_nets.data.sequences import SequenceDataModule
-from nonlocal_nets.data.trained import MissingDataError, training_data
+from nonlocal_nets.data.trained import MissingDataError, classes_alone, training_data
 
 RATE = 16_000  # Hz
 LISTS = {"val": "validation_list.txt", "test": "testing_list.txt"}
@@ -101,20 +101,16 @@ class SpeechCommands(SequenceDataModule):
         self.filters = mel_filters(n_mels, RATE) if features == "log_mel" else None
         self.paths = None if path is None else find_files(path, (".wav",), "recording")
         find = partial(find_recordings, Path(root), words)
-        classes, self.parts = training_data(find, lambda trained: (trained["class_names"], {}))
+        classes, self.parts = training_data(find, classes_alone)
         if corrupt == "stop":
             paths = [file for samples in self.parts.values() for file, _ in samples]
             for file in paths[:: math.ceil(len(paths) / CHECKED) or 1]:
                 check_wav(file, RATE, max_length)
-        self.features, self.n_mels = features, n_mels
         self.max_length, self.shift = max_length, round(time_shift * RATE)
         self.corrupt, self.max_corrupt = corrupt, max_corrupt
         size = (1, max_length) if self.filters is None else (n_mels, frames(max_length))
         super().__init__(classes, *size, batch_size, num_workers)
-
-    @property
-    def meaning(self) -> dict[str, Any]:
-        return super().meaning | {"normalisation": {"features": self.features, "n_mels": self.n_mels}}
+        self.normalisation = {"features": features, "n_mels": n_mels}
 
     def dataset(self, part: str) -> Recordings[int]:
         shift = self.shift if part == "train" else 0

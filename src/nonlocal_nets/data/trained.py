@@ -50,6 +50,11 @@ def known() -> Mapping[str, Any]:
     return _current.get().meaning
 
 
+def classes_alone(trained: Mapping[str, Any]) -> tuple[list[str], dict[str, Any]]:
+    """For `training_data`: the classes of the checkpoint, and no samples of any part."""
+    return trained["class_names"], {}
+
+
 def training_data(read: Callable[[], T], nothing: Callable[[Mapping[str, Any]], T]) -> T:
     """What `read` returns; in `predict`, where the data are gone, what `nothing` makes of the checkpoint's meaning.
 

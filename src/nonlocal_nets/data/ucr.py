@@ -28,7 +28,7 @@ class Set(NamedTuple):
     channels: int
     length: int  # of the longest training series
     parts: dict[str, tuple[list[Array], list[int]]]
-    moments: tuple[Array, Array] | None  # of the training series; None where these are gone
+    moments: tuple[Array, Array]  # of the training series
 
 
 class UCR(SequenceDataModule):
@@ -84,24 +84,21 @@ class UCR(SequenceDataModule):
         )
         whole = training_data(read, gone)
         # those of the data that a network was trained on, though these may have changed
-        self.moments = whole.moments
-        if known().get("moments"):
-            mean, std = map(np.array, known()["moments"])
-            self.moments = mean, std
+        self.moments = saved_moments(known()) if "moments" in known() else whole.moments
         self.normalise = normalise
         self.parts = {part: self._scaled(*samples) for part, samples in whole.parts.items()}
         if path is not None:
             values = complete(read_ts(path, whole.channels), whole.channels, missing, max_length)
             self.parts["predict"] = self._scaled(values, [f"{path}:{k}" for k in range(1, len(values) + 1)])
         super().__init__(whole.classes, whole.channels, whole.length, batch_size, num_workers)
+        self.normalisation = {"normalise": normalise}
 
     def _scaled(self, series: Sequence[Array], targets: Sequence[Any]) -> Sequences:
         return Sequences([scaled(x, self.normalise, self.moments) for x in series], targets)
 
     @property
     def meaning(self) -> dict[str, Any]:
-        moments = [] if self.moments is None else [values.tolist() for values in self.moments]
-        return super().meaning | {"normalisation": {"normalise": self.normalise}, "moments": moments}
+        return super().meaning | {"moments": [values.tolist() for values in self.moments]}
 
     def dataset(self, part: str) -> Sequences:
         return self.parts[part]
@@ -115,7 +112,12 @@ class UCR(SequenceDataModule):
 def gone(trained: Mapping[str, Any]) -> Set:
     """What a trained network knows of a data set that is no longer there."""
     channels, length = trained["input_size"]
-    return Set(trained["class_names"], channels, length, {}, None)
+    return Set(trained["class_names"], channels, length, {}, saved_moments(trained))
+
+
+def saved_moments(trained: Mapping[str, Any]) -> tuple[Array, Array]:
+    mean, std = map(np.array, trained["moments"])
+    return mean, std
 
 
 def read_set(
@@ -215,10 +217,10 @@ def moments(x: Array) -> tuple[Array, Array]:
     return mean, np.where(std > 1e-12 * np.abs(mean), std, 1)  # rounding may make it slightly above 0
 
 
-def scaled(x: Array, normalise: str, whole: tuple[Array, Array] | None) -> Tensor:
+def scaled(x: Array, normalise: str, whole: tuple[Array, Array]) -> Tensor:
     """(x - mean) / std, float32; `whole` has mean and std of all training series."""
     if normalise != "none":
-        mean, std = whole if normalise == "train" and whole is not None else moments(x)
+        mean, std = whole if normalise == "train" else moments(x)
         x = (x - mean) / std
     return torch.from_numpy(x).float()
 

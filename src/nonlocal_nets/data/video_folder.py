@@ -5,9 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from nonlocal_nets.data.base import listed, split
+from nonlocal_nets.data.base import listed, only_in, split
 from nonlocal_nets.data.decoding import VIDEO_EXTENSIONS, plain_frames, write_video
-from nonlocal_nets.data.trained import MissingDataError, training_data
+from nonlocal_nets.data.trained import MissingDataError, classes_alone, training_data
 from nonlocal_nets.data.videos import SMALL, Sample, VideoDataModule
 
 
@@ -50,7 +50,7 @@ class VideoFolder(VideoDataModule):
         official_split = None if splits is None else (Path(splits), fold)
         fractions = {"test": test_fraction, "val": val_fraction}
         read = partial(read_any, Path(root), official_split, fractions, seed)
-        classes, parts = training_data(read, lambda trained: (trained["class_names"], {}))
+        classes, parts = training_data(read, classes_alone)
         super().__init__(class_names=classes, parts=parts, **kwargs)
 
 
@@ -83,8 +83,7 @@ def read_parts(root: Path) -> tuple[list[str], dict[str, list[Sample]]]:
     classes = read["train"][0]
     for part, (others, _) in read.items():
         if others != classes:
-            only = {"train": set(classes) - set(others), part: set(others) - set(classes)}
-            sides = "; ".join(f"only in {side}: {listed(sorted(names), 40) or 'none'}" for side, names in only.items())
+            sides = only_in({"train": set(classes), part: set(others)})
             raise ValueError(f"{root / 'train'} and {root / part} have different classes; {sides}")
     return classes, {"test": read["val"][1], **{part: samples for part, (_, samples) in read.items()}}
 

@@ -185,7 +185,7 @@ class VideoDataModule(DataModule):
             "val": {"clips": 1, "crops": None},
             "test": {"clips": test_clips, "crops": None if test_crops == "frame" else test_crops},
         }
-        self.mean, self.std = mean, std
+        self.normalisation = {"mean": list(mean), "std": list(std)}
         to_float = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]
         jitter = [v2.RandomShortestSize(list(range(scale[0], scale[1] + 1))), v2.RandomCrop(image_size)]
         mirror = [v2.RandomHorizontalFlip()] if flip else []
@@ -195,10 +195,6 @@ class VideoDataModule(DataModule):
             "test": v2.Compose([v2.Resize(test_size), *to_float]),
         }
         self.paths = None if path is None else find_files(path, VIDEO_EXTENSIONS, "video")
-
-    @property
-    def meaning(self) -> dict[str, Any]:
-        return super().meaning | {"normalisation": {"mean": list(self.mean), "std": list(self.std)}}
 
     def dataset(self, part: str) -> Dataset[tuple[Tensor, Any]]:
         return self.clips(self.parts[part], part)
