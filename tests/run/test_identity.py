@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 
 from nonlocal_nets.data import ImageFolder, image_folder
+from nonlocal_nets.run.checkpoints import load
 from nonlocal_nets.run.cli import main
-from nonlocal_nets.run.identity import check_complete, check_identity
+from nonlocal_nets.run.identity import check_checkpoint
 from nonlocal_nets.tasks import Blocks, ImageClassification, Optimizer
 
 QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
@@ -175,7 +177,7 @@ LAST = Path("runs/default/x/checkpoints/last.ckpt")
 def test_another_network(trained, blocks, named):
     for resume in (False, True):
         with pytest.raises(ValueError, match=re.escape(f"was trained with {named}")):
-            check_identity(LAST, model(blocks), ImageFolder("data", 16), resume)
+            check_checkpoint(LAST, load(LAST), model(blocks), ImageFolder("data", 16), resume)
 
 
 def test_whatever_the_verb(refused, trained):
@@ -215,8 +217,20 @@ def test_another_optimiser(trained, option, named):
     other = model(optimizer=Optimizer(**option))
     line = re.escape(f"{LAST} was trained with {named}; to start from its weights: --model.weights=<file>")
     with pytest.raises(ValueError, match=line):
-        check_identity(LAST, other, ImageFolder("data", 16), resume=True)
-    check_identity(LAST, other, ImageFolder("data", 16), resume=False)
+        check_checkpoint(LAST, load(LAST), other, ImageFolder("data", 16), resume=True)
+    check_checkpoint(LAST, load(LAST), other, ImageFolder("data", 16), resume=False)
+
+
+def test_a_file_of_weights_is_no_checkpoint(trained, refused):
+    """In the three formats that `--model.weights` takes."""
+    weights = torch.load(LAST, weights_only=True)["state_dict"]
+    save_file(weights, "weights.safetensors")
+    torch.save(weights, "weights.pt")
+    torch.save({"state_dict": weights}, "old.ckpt", _use_new_zipfile_serialization=False)
+    for name in ("weights.safetensors", "weights.pt", "old.ckpt"):
+        line = refused(of_the_run, "test", f"--ckpt_path={name}")
+        assert line.startswith(f"{name} cannot be tested, it is without pytorch-lightning_version")
+        assert line.endswith("; --model.weights=<file> takes its weights")
 
 
 @pytest.mark.parametrize(
@@ -232,7 +246,7 @@ def test_half_a_checkpoint(trained, left_out, resume, line):
     del saved[left_out]
     torch.save(saved, LAST)
     with pytest.raises(ValueError, match=line):
-        check_complete(LAST, resume)
+        check_checkpoint(LAST, load(LAST), model(), ImageFolder("data", 16), resume)
 
 
 def test_other_options_of_training_are_said(trained, caplog):

@@ -1,6 +1,7 @@
 """The checkpoints of a run: written completely or not at all, best and last, and which of them to resume from."""
 
 import os
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from nonlocal_nets.run.folder import LAST
 from nonlocal_nets.weights import read
 
-DEFAULT_MODES = {"epoch": "max", "step": "max", "None": "min"}  # the newest; nothing is monitored
+ALWAYS_LOGGED = ("epoch", "step")  # Lightning gives them to every ModelCheckpoint; the highest is the newest
 PART = ".part"  # ending of a file that is being written
 
 
@@ -45,9 +46,11 @@ class WholeCheckpoints(TorchCheckpointIO):
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A checkpoint that `weights.read` accepts, without reading its tensors."""
-    saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return saved if isinstance(saved, dict) else {}
+    """All that is in a checkpoint; its tensors stay on the disk. A ValueError says why a file is none."""
+    weights = read(path)
+    if path.suffix == ".safetensors":
+        return {"state_dict": weights}
+    return dict(torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)))
 
 
 def newest(folder: Path, resume: bool = False) -> tuple[Path | None, list[str]]:
@@ -62,7 +65,6 @@ def newest(folder: Path, resume: bool = False) -> tuple[Path | None, list[str]]:
     passed, others = [], []
     for path in sorted(folder.glob("*.ckpt"), key=lambda path: (path.name != LAST, path.name)):
         try:
-            read(path)
             saved = load(path)
             if resume and "optimizer_states" not in saved:
                 raise ValueError(f"{str(path)!r} holds weights only")
@@ -91,7 +93,8 @@ class BestCheckpoint(ModelCheckpoint):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.monitor = self.given_monitor or getattr(pl_module, "monitor", None)
         mode_of = getattr(pl_module, "mode_of", None)
-        known = self.given_mode or (mode_of and mode_of(self.monitor)) or DEFAULT_MODES.get(str(self.monitor))
+        newest_is_best = "max" if self.monitor in ALWAYS_LOGGED else None
+        known = self.given_mode or (mode_of and mode_of(self.monitor)) or newest_is_best
         self.mode, self.mode_is_known = known or "min", known is not None
         self.kth_value = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
         super().setup(trainer, pl_module, stage)
@@ -130,7 +133,6 @@ def best_checkpoint(last: Path) -> Path:
     """The best checkpoint of a run, as recorded in its last one; a ValueError where none is recorded."""
     if not last.is_file():
         raise ValueError(f"no last checkpoint in {last.parent}")
-    read(last)  # says why, if it is none
     states = load(last).get("callbacks", {})
     paths = [Path(state["best_model_path"]) for state in states.values() if state.get("best_model_score") is not None]
     if not paths:

@@ -19,20 +19,19 @@ from nonlocal_nets.data import CorruptFileError
 from nonlocal_nets.data.trained import trained_on
 from nonlocal_nets.run import claim, wandb
 from nonlocal_nets.run.arguments import FROM_DATA, check_args, nested_nulls
-from nonlocal_nets.run.checkpoints import BestCheckpoint, CheckpointWriteError, LastCheckpoint, WholeCheckpoints
+from nonlocal_nets.run.checkpoints import BestCheckpoint, CheckpointWriteError, LastCheckpoint, WholeCheckpoints, load
 from nonlocal_nets.run.choice import choose_checkpoint, choose_id
 from nonlocal_nets.run.config import SaveConfig
 from nonlocal_nets.run.errors import Parser, RunError, debug, one_line_for
 from nonlocal_nets.run.folder import RUN_ID, RunFolder
 from nonlocal_nets.run.help import TITLES
-from nonlocal_nets.run.identity import Identity, check_complete, check_identity, read_meaning
+from nonlocal_nets.run.identity import MEANING, Identity, check_checkpoint
 from nonlocal_nets.run.lightning import counts_before_fractions, prepare
 from nonlocal_nets.run.monitors import Monitors
 from nonlocal_nets.run.predictions import Predictions
 from nonlocal_nets.run.repeatable import Repeatable
 from nonlocal_nets.run.signals import SaveOnSignal
 from nonlocal_nets.run.summary import Summary
-from nonlocal_nets.weights import check_fit, read
 
 ROOT = "runs"  # of all runs
 VERBS = {  # besides those of Lightning; by name, because experiments imports this module
@@ -93,16 +92,13 @@ class NonLocalCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         """What a model, a data module or the trainer refuses is one line; so is a checkpoint that does not match."""
         with one_line_for(ValueError, OSError, ModuleNotFoundError, MisconfigurationException):
-            state = {} if self.checkpoint is None else read(self.checkpoint)
-            meaning = {} if self.checkpoint is None else read_meaning(self.checkpoint)
-            with trained_on(meaning, predicting=self.subcommand == "predict"):
+            saved = {} if self.checkpoint is None else load(self.checkpoint)
+            with trained_on(saved.get(MEANING, {}), predicting=self.subcommand == "predict"):
                 super().instantiate_classes()
             if hasattr(self.model, "check_data"):
                 self.model.check_data(self.datamodule)
             if self.checkpoint is not None:
-                check_identity(self.checkpoint, self.model, self.datamodule, resume=self.subcommand == "fit")
-                check_fit(state, self.model.state_dict(), self.checkpoint)
-                check_complete(self.checkpoint, resume=self.subcommand == "fit")
+                check_checkpoint(self.checkpoint, saved, self.model, self.datamodule, self.subcommand == "fit")
 
     def finish_wandb(self) -> None:
         wandb.finish(self.trainer)
@@ -153,11 +149,6 @@ class NonLocalCLI(LightningCLI):
         return trainer
 
 
-def always_on() -> list[pl.Callback]:
-    """The callbacks of every run."""
-    return [Repeatable(), Identity(), Monitors(), Predictions(), Summary()]
-
-
 def main(args: list[str] | None = None) -> Any:
     """Run one command, as `train.py` does; by default that of the command line.
 
@@ -181,6 +172,7 @@ def main(args: list[str] | None = None) -> Any:
     # errors that a run meets after its start
     in_the_middle = (CorruptFileError, CheckpointWriteError, RunError, MisconfigurationException)
     signals = SaveOnSignal()
+    callbacks = [Repeatable(), Identity(), Monitors(), Predictions(), Summary(), signals]
     with signals.listening(), claim.released(), one_line_for(*in_the_middle):
         return NonLocalCLI(
             pl.LightningModule,
@@ -190,7 +182,7 @@ def main(args: list[str] | None = None) -> Any:
             save_config_callback=SaveConfig,
             seed_everything_default=0,
             parser_class=Parser,
-            trainer_defaults={"callbacks": [*always_on(), signals]},
+            trainer_defaults={"callbacks": callbacks},
             auto_configure_optimizers=False,
             args=nested_nulls(args),
         )

@@ -8,8 +8,10 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_info
 
-from nonlocal_nets.run.checkpoints import load
+from nonlocal_nets.data.base import listed, only_in
+from nonlocal_nets.nn.messages import shorten
 from nonlocal_nets.run.errors import RunError
+from nonlocal_nets.weights import check_fit
 
 MEANING, BATCHES = "data_meaning", "batches"  # keys of a checkpoint
 TOGETHER = "samples in a batch of all processes"
@@ -76,38 +78,20 @@ def meaning(data: Any) -> dict[str, Any]:
     return {} if names is None else {"class_names": [str(name) for name in names]}
 
 
-def read_meaning(path: Path) -> dict[str, Any]:
-    """The meaning of the data in a checkpoint; empty in one that has none."""
-    return dict(load(path).get(MEANING, {}))
-
-
-def check_identity(path: Path, model: pl.LightningModule, data: Any, resume: bool) -> None:
-    """Refuse data of another meaning and another network than those in a checkpoint.
+def check_checkpoint(path: Path, saved: Mapping[str, Any], model: pl.LightningModule, data: Any, resume: bool) -> None:
+    """Refuse a checkpoint, `saved`, that does not belong to this network and to data of this meaning.
 
     On resuming, options of training that differ are logged.
 
     Raises:
-        ValueError: the classes or the normalisation of the data, or the options of the network, are others; on resuming
-            also the options of the optimiser that its state depends on.
+        ValueError: the classes or the normalisation of the data, the options of the network, or the names or shapes of
+            its weights are others; on resuming also the options of the optimiser that its state depends on. Or the file
+            holds weights only.
     """
-    checkpoint = load(path)
-    _check_meaning(path, checkpoint.get(MEANING, {}), meaning(data))
-    saved, given = _options(checkpoint.get("hyper_parameters", {})), _options(model.hparams)
-    differing = [name for name in given if name in saved and saved[name] != given[name]]
-    free = getattr(model, "may_differ", given)
-    refused = [name for name in differing if name.partition(".")[0] not in free or (resume and name in CONTINUED)]
-    if refused:
-        takes_weights = resume and "weights" in model.hparams
-        advice = "; to start from its weights: --model.weights=<file>" if takes_weights else ""
-        raise ValueError(f"{path} was trained with {_differences(refused, saved, given)}{advice}")
-    if resume and differing:
-        kept = "; its learning rate is kept" if KEPT & set(differing) else ""
-        rank_zero_info(f"resuming {path}, which was trained with {_differences(differing, saved, given)}{kept}")
-
-
-def check_complete(path: Path, resume: bool) -> None:
-    """Raise a ValueError for a file that has the weights of the network, but not what Lightning needs beside them."""
-    if missing := sorted((RESUMED if resume else TESTED) - load(path).keys()):
+    _check_meaning(path, saved.get(MEANING, {}), meaning(data))
+    _check_options(path, _options(saved.get("hyper_parameters", {})), model, resume)
+    check_fit(saved.get("state_dict", saved), model.state_dict(), path)
+    if missing := sorted((RESUMED if resume else TESTED) - saved.keys()):
         use, advice = "resumed" if resume else "tested", "--model.weights=<file> takes its weights"
         raise ValueError(f"{path} cannot be {use}, it is without {', '.join(missing)}; {advice}")
 
@@ -118,12 +102,26 @@ def _check_meaning(path: Path, saved: Mapping[str, Any], given: Mapping[str, Any
         if before is None or now is None or before == now:
             continue
         if name == "class_names" and set(before) != set(now):
-            lost, new = sorted(set(before) - set(now)), sorted(set(now) - set(before))
-            sides = f"only in the checkpoint: {_some(lost)}; only in the data: {_some(new)}"
+            sides = only_in({"the checkpoint": set(before), "the data": set(now)})
             raise ValueError(f"{path} was trained on other classes than the data have; {sides}")
         if name == "class_names":
-            raise ValueError(f"{path} was trained on the classes in another order: {_some(before)}; here {_some(now)}")
+            orders = f"{listed(before, 40)}; here {listed(now, 40)}"
+            raise ValueError(f"{path} was trained on the classes in another order: {orders}")
         raise ValueError(f"{path} was trained with {_differences([*now], _options(before), _options(now))}")
+
+
+def _check_options(path: Path, saved: Mapping[str, Any], model: pl.LightningModule, resume: bool) -> None:
+    given = _options(model.hparams)
+    differing = [name for name in given if name in saved and saved[name] != given[name]]
+    free = getattr(model, "may_differ", given)
+    refused = [name for name in differing if name.partition(".")[0] not in free or (resume and name in CONTINUED)]
+    if refused:
+        takes_weights = resume and "weights" in model.hparams
+        advice = "; to start from its weights: --model.weights=<file>" if takes_weights else ""
+        raise ValueError(f"{path} was trained with {_differences(refused, saved, given)}{advice}")
+    if resume and differing:
+        kept = "; its learning rate is kept" if KEPT & set(differing) else ""
+        rank_zero_info(f"resuming {path}, which was trained with {_differences(differing, saved, given)}{kept}")
 
 
 def _options(arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,14 +142,6 @@ def _plain(value: Any) -> Any:
 
 
 def _differences(names: list[str], saved: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-    shown = [f"{name}={_short(saved.get(name))}, here {_short(given.get(name))}" for name in names[:SHOWN]]
+    values = {name: [shorten(str(side.get(name)), 40) for side in (saved, given)] for name in names[:SHOWN]}
+    shown = [f"{name}={before}, here {now}" for name, (before, now) in values.items()]
     return "; ".join(shown) + (f"; and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-
-
-def _some(names: list[str]) -> str:
-    return _short(", ".join(names)) or "none"
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else f"{text[:37]}..."

@@ -15,6 +15,8 @@ from pytorch_lightning.trainer.connectors import data_connector
 from pytorch_lightning.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 
+from nonlocal_nets.run.signals import SIGNALS
+
 WRITTEN_FOR = "2.6"
 
 if not version.startswith(f"{WRITTEN_FOR}."):
@@ -63,7 +65,7 @@ def deaf(then: Callable[[int], None] | None, worker: int) -> None:
 
     It ends when the loader or the process that started it ends.
     """
-    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+    for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     if then is not None:
         then(worker)

@@ -4,11 +4,9 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import ModelCheckpoint
 
 from nonlocal_nets.data.base import listed
-from nonlocal_nets.run.checkpoints import BestCheckpoint
+from nonlocal_nets.run.checkpoints import ALWAYS_LOGGED, BestCheckpoint
 from nonlocal_nets.run.errors import RunError
 from nonlocal_nets.tasks import Task
-
-ALWAYS = ("epoch", "step")  # what Lightning itself gives to checkpoints
 
 
 class Monitors(pl.Callback):
@@ -43,7 +41,7 @@ class Monitors(pl.Callback):
 
 def _check_name(callback: pl.Callback, monitor: str, names: set[str]) -> None:
     if isinstance(callback, ModelCheckpoint):
-        names = {*names, *ALWAYS}
+        names = {*names, *ALWAYS_LOGGED}
     of_the_task = isinstance(callback, BestCheckpoint) and not callback.given_monitor  # perhaps without a validation
     if monitor not in names and not of_the_task:
         given = f"{type(callback).__name__} monitors {monitor!r}"

@@ -70,8 +70,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return dict(load_file(path))
-        if zipfile.is_zipfile(path) and (torn := zipfile.ZipFile(path).testzip()):
-            raise ValueError(f"{torn} in it is damaged")  # by its checksum, which torch does not look at
+        _check_sums(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged file provokes in the readers
         reason = " ".join(str(error).partition("\n")[0].split())[:120] or type(error).__name__
@@ -80,6 +79,14 @@ def read(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ValueError(f"{str(path)!r} holds no state dict")
     return dict(state)
+
+
+def _check_sums(path: Path) -> None:
+    """Raise a ValueError where a part of a file by torch.save does not have its checksum; torch does not look at it."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as parts:
+            if damaged := parts.testzip():
+                raise ValueError(f"{damaged} in it is damaged")
 
 
 def _foreign(name: str, ours: Mapping[str, Tensor], classifier: str) -> bool:
