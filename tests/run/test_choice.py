@@ -6,20 +6,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nonlocal_nets.data import image_folder
 from nonlocal_nets.run import claim
 from nonlocal_nets.run.cli import main
-from tests.run.test_identity import SMALL, refused  # noqa: F401  # a fixture
+from tests.run.conftest import SMALL
 
-pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+pytestmark = [
+    pytest.mark.usefixtures("small_images"),
+    pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),
+]
 ARGS = [*SMALL, "--trainer.max_epochs=1"]
-
-
-@pytest.fixture(autouse=True)
-def in_a_folder_with_images(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    image_folder.fake("data")
 
 
 def fit(*args):
@@ -27,7 +22,7 @@ def fit(*args):
 
 
 @pytest.mark.parametrize("args", [["--id=a/b"], ["--id="], ["--id=.."], ["--project=/tmp/x"], ["--id=a\nb"]])
-def test_names_of_no_folder(refused, args):  # noqa: F811
+def test_names_of_no_folder(refused, args):
     option = args[0].partition("=")[0]
     assert refused(fit, *args).startswith(f"{option} must be the name of a folder")
     assert refused(fit, f"--id={'x' * 300}").startswith("--id must have at most 100 letters, got 300")
@@ -52,7 +47,7 @@ def test_names_that_yaml_reads_as_numbers(capsys):
     assert again.run_folder == cli.run_folder
 
 
-def test_a_fit_into_a_run(refused):  # noqa: F811
+def test_a_fit_into_a_run(refused):
     cli = fit("--id=x")
     before = {path: path.read_bytes() for path in cli.run_folder.rglob("*") if path.is_file()}
     line = refused(fit, "--id=x")

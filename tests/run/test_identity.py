@@ -16,21 +16,10 @@ from nonlocal_nets.run.checkpoints import load
 from nonlocal_nets.run.cli import main
 from nonlocal_nets.run.identity import check_checkpoint
 from nonlocal_nets.tasks import Blocks, ImageClassification, Optimizer
+from tests.run.conftest import SMALL
 
-QUIET = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--trainer.accelerator=cpu"]
-SMALL = [
-    "--data=ImageFolder",
-    "--data.root=data",
-    "--data.image_size=16",
-    "--data.batch_size=4",
-    "--model=ImageClassification",
-    "--model.backbone=local_convnet",
-    "--model.blocks.at=layer3",
-    "--trainer.max_epochs=2",
-    "--trainer.log_every_n_steps=1",
-    *QUIET,
-]
 pytestmark = [
+    pytest.mark.usefixtures("small_images"),
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),  # it should, on a resume
     pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),
     pytest.mark.filterwarnings("ignore:The dirpath has changed"),  # a copy of a run
@@ -39,35 +28,12 @@ pytestmark = [
 CONFIG = "runs/default/x/config.yaml"
 
 
-@pytest.fixture(autouse=True)
-def in_a_folder_with_images(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    image_folder.fake("data")
-
-
 def fit(*args):
     return main(["fit", *SMALL, "--id=x", *args])
 
 
 def of_the_run(verb, *args):
     return main([verb, "--config", CONFIG, *args])
-
-
-@pytest.fixture
-def refused(capsys):
-    """A function that runs a command, which must end with code 2, and returns its one line."""
-
-    def run(command, *args):
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stop:
-            command(*args)
-        assert stop.value.code == 2
-        (line,) = [line for line in capsys.readouterr().err.splitlines() if ": error: " in line]
-        assert len(line) < 300
-        return line.partition(": error: ")[2]
-
-    return run
 
 
 def is_of(cli, path):

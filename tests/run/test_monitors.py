@@ -7,7 +7,9 @@ import pytorch_lightning as pl
 
 from nonlocal_nets.run.cli import main
 from nonlocal_nets.tasks import ImageClassification
-from tests.run.test_identity import SMALL, in_a_folder_with_images, refused  # noqa: F401  # fixtures
+from tests.run.conftest import SMALL
+
+pytestmark = pytest.mark.usefixtures("small_images")
 
 STOPPING = "--trainer.callbacks+=EarlyStopping"
 
@@ -23,7 +25,7 @@ class LogsMore(ImageClassification):
         self.log("val/more", 1.0)
 
 
-def test_a_task_s_own_metric_is_known_from_the_sanity_check(refused):  # noqa: F811
+def test_a_task_s_own_metric_is_known_from_the_sanity_check(refused):
     own = ["--model=tests.run.test_monitors.LogsMore", "--model.backbone=local_convnet", "--trainer.max_epochs=1"]
     best = ["--checkpoint.monitor=val/more", "--checkpoint.mode=max"]
     cli = fit(*own, *best)
@@ -65,7 +67,7 @@ def fit(*args):
         (["--checkpoint.monitor=train/lr"], "checkpoint.mode must be min or max: whether higher train/lr is better is"),
     ],
 )
-def test_refused(refused, args, line):  # noqa: F811
+def test_refused(refused, args, line):
     assert refused(fit, *args, "--trainer.callbacks+=tests.run.test_monitors.NeverTrains").startswith(line)
 
 
