@@ -22,6 +22,7 @@ from nonlocal_nets.run.arguments import FROM_DATA, check_args, nested_nulls
 from nonlocal_nets.run.checkpoints import BestCheckpoint, CheckpointWriteError, LastCheckpoint, WholeCheckpoints
 from nonlocal_nets.run.choice import choose_checkpoint, choose_id
 from nonlocal_nets.run.config import SaveConfig
+from nonlocal_nets.run.epoch_means import EpochMeans
 from nonlocal_nets.run.errors import Parser, RunError, debug, one_line_for
 from nonlocal_nets.run.folder import RUN_ID, RunFolder
 from nonlocal_nets.run.help import TITLES
@@ -154,7 +155,7 @@ class NonLocalCLI(LightningCLI):
 
 def always_on() -> list[pl.Callback]:
     """The callbacks of every run."""
-    return [Repeatable(), Identity(), Monitors(), Predictions(), Summary()]
+    return [Repeatable(), EpochMeans(), Identity(), Monitors(), Predictions(), Summary()]
 
 
 def main(args: list[str] | None = None) -> Any:
