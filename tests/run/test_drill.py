@@ -4,6 +4,7 @@ import csv
 import os
 import random
 import signal
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from nonlocal_nets.run.cli import main
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "image" / "cued_digits.yaml")
 FOLDER = Path("runs/cued_digits")
-EARLY_STOPPING = "{class_path: EarlyStopping, init_args: {monitor: val/loss, mode: min, patience: 2}}"
+EARLY_STOPPING = "{class_path: EarlyStopping, init_args: {monitor: val/loss, mode: min, patience: 3}}"
 WORDS = [
     "fit",
     f"--config={CONFIG}",
@@ -23,17 +24,20 @@ WORDS = [
     "--data.train_samples=24",
     "--data.val_samples=8",
     "--model.mixup=0.3",
-    "--model.optimizer.lr=0.02",
+    "--model.optimizer.lr=0.0005",
     "--checkpoint.monitor=val/loss",
     "--checkpoint.save_top_k=3",
-    "--checkpoint.every_n_train_steps=1",
-    "--trainer.max_epochs=4",
+    "--trainer.max_epochs=3",
     "--trainer.accumulate_grad_batches=2",  # 3 steps an epoch, and a validation in the middle of the second
     "--trainer.val_check_interval=0.5",
     "--trainer.log_every_n_steps=1",
     "--trainer.enable_progress_bar=false",
     "--trainer.enable_model_summary=false",
+    "--trainer.callbacks=[]",
+    f"--trainer.callbacks+={EARLY_STOPPING}",
+    f"--trainer.callbacks+={__name__}.Events",
 ]
+OFTEN = "--checkpoint.every_n_train_steps=1"
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),  # exactly
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),  # it should, on a resume
@@ -45,29 +49,30 @@ class StopError(Exception):
 
 
 class Events(pl.Callback):
-    """Ends the process, or sends it a signal, at an event: the n-th of this start."""
+    """Ends the process at its n-th event, or sends it a signal in its n-th batch, counted from the start of the run."""
 
-    names = ("on_train_batch_end", "on_validation_start", "on_validation_batch_end", "on_validation_end", "written")
-    last, number, seen = -1, None, 0
-
-    @classmethod
-    def begin(cls, last, number=None):
-        cls.last, cls.number, cls.seen = last, number, 0
+    event, batch, number, seen = None, None, signal.SIGTERM, 0
 
     @classmethod
-    def happens(cls, trainer=None):
-        if trainer is not None and trainer.sanity_checking:
-            return
-        cls.seen += 1
-        if cls.seen == cls.last and cls.number is None:
-            raise StopError
-        if cls.seen == cls.last:
-            os.kill(os.getpid(), cls.number)
+    def begin(cls, event=None, batch=None):
+        cls.event, cls.batch, cls.seen = event, batch, 0
 
-    def on_train_batch_end(self, trainer, module, *_):
+    @classmethod
+    def happens(cls, trainer=None, *_):
+        if trainer is None or not trainer.sanity_checking:
+            cls.seen += 1
+            if cls.seen == cls.event:
+                raise StopError
+
+    def on_train_batch_end(self, trainer, *_):
+        self.happens(trainer)
+        if trainer.fit_loop.total_batch_idx + 1 == self.batch:
+            os.kill(os.getpid(), self.number)
+
+    def _other(self, trainer, *_):
         self.happens(trainer)
 
-    on_train_epoch_end = on_validation_start = on_validation_batch_end = on_validation_end = on_train_batch_end
+    on_train_epoch_end = on_validation_start = on_validation_batch_end = on_validation_end = _other
 
 
 @pytest.fixture(autouse=True)
@@ -80,55 +85,80 @@ def in_an_empty_folder(tmp_path, monkeypatch):
         Events.happens()
 
     monkeypatch.setattr(checkpoints.WholeCheckpoints, "save_checkpoint", saves)
-    Events.begin(-1)
-
-
-def fit(run, *more):
-    callbacks = ["--trainer.callbacks=[]", f"--trainer.callbacks+={EARLY_STOPPING}"]
-    return main([*WORDS, *callbacks, f"--trainer.callbacks+={__name__}.Events", f"--id={run}", *more])
+    Events.begin()
 
 
 def left_of(run):
-    """What a run leaves, without what its starts have logged twice."""
+    """The weights of a run's checkpoints, what it takes for the best, and its rows."""
     folder = FOLDER / run / "checkpoints"
     saved = {path.name: torch.load(path, weights_only=True) for path in folder.glob("*.ckpt")}
-    best = next(state for state in saved["last.ckpt"]["callbacks"].values() if state.get("best_model_score") is not None)
-    weights = {name: each["state_dict"] for name, each in saved.items()}
+    states = saved["last.ckpt"]["callbacks"].values()
+    best = next(state for state in states if state.get("best_model_score") is not None)
     scores = {Path(path).name: float(value) for path, value in best["best_k_models"].items()}
-    return weights, (Path(best["best_model_path"]).name, float(best["best_model_score"]), scores), rows_of(run)
+    assert scores.keys() == saved.keys() - {"last.ckpt"}
+    chosen = (Path(best["best_model_path"]).name, float(best["best_model_score"]), scores)
+    return {name: each["state_dict"] for name, each in saved.items()}, chosen, rows_of(run)
 
 
 def rows_of(run):
-    """By step and kind, whatever was logged; what several starts have logged is the same."""
+    """By step and names, whatever was logged; what several starts have logged is the same."""
     rows = {}
     for path in (FOLDER / run / "csv").glob("*/metrics.csv"):
         for row in csv.DictReader(path.read_text().splitlines()):
             values = {name: value for name, value in row.items() if value}
-            kind = (int(row["step"]), *sorted(values))
-            assert rows.setdefault(kind, values) == values
+            assert rows.setdefault((int(row["step"]), *sorted(values)), values) == values
     return rows
 
 
-def is_the_same(run, whole):
-    for ours, theirs in zip(left_of(run)[0:1] + left_of(run)[1:], whole, strict=True):
-        assert ours.keys() == theirs.keys() if isinstance(ours, dict) else ours == theirs
-    weights, theirs = left_of(run)[0], whole[0]
-    for name, state in theirs.items():
+def assert_same(run, whole):
+    (weights, chosen, rows), (expected, *others) = left_of(run), whole
+    assert [chosen, rows] == others
+    assert weights.keys() == expected.keys()
+    for name, state in expected.items():
         assert [key for key, value in state.items() if not torch.equal(weights[name][key], value)] == [], name
-    assert left_of(run)[2] == whole[2]
 
 
-def test_killed_at_any_moment():
-    cli = fit("whole")
-    whole = left_of("whole")
-    print(cli.trainer.global_step, whole[1], sorted(whole[0]), Events.seen)
-    draw, starts, ended = random.Random(0), 0, None
+def test_killed_again_and_again():
+    main([*WORDS, OFTEN, "--id=whole"])
+    whole, draw, ended = left_of("whole"), random.Random(0), None
     while ended is None:
-        starts += 1
-        Events.begin(draw.randint(4, 16))
-        try:
-            ended = fit("killed", "--ckpt_path=last")
-        except StopError:
-            pass
-        print(starts, Events.last, Events.seen)
-    is_the_same("killed", whole)
+        Events.begin(event=draw.randint(5, 16))
+        with suppress(StopError):
+            ended = main([*WORDS, OFTEN, "--id=killed", "--ckpt_path=last"])
+    assert_same("killed", whole)
+
+
+def test_told_to_end_in_the_middle_of_an_epoch_and_in_its_last_batch_and_in_that_of_the_run():
+    words = [*WORDS, "--trainer.max_epochs=2"]
+    main([*words, "--id=whole"])
+    whole = left_of("whole")
+    assert sorted(step for step, *names in whole[2] if "val/loss" in names) == [0 + 1, 2, 4, 5], (
+        "before the step counts"
+    )
+    assert len([names for names in whole[2] if "train/loss_epoch" in names]) == 2
+    for batch in (4, 6, 12):
+        Events.begin(batch=batch)
+        with pytest.raises(SystemExit) as stop:
+            main([*words, "--id=told", "--ckpt_path=last"])
+        assert stop.value.code == 128 + signal.SIGTERM
+    Events.begin()
+    cli = main([*words, "--id=told", "--ckpt_path=last"])
+    assert cli.trainer.global_step == 6
+    assert_same("told", whole)
+    Events.begin()
+    main([*words, "--id=told", "--ckpt_path=last"])
+    assert Events.seen == 0, "the run has ended"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("often", [[], [OFTEN]])
+def test_killed_at_each_moment(often):
+    main([*WORDS, *often, "--id=whole"])
+    whole, moments = left_of("whole"), Events.seen
+    for moment in range(1, moments + 1):
+        Events.begin(event=moment)
+        with pytest.raises(StopError):
+            main([*WORDS, *often, f"--id={moment}", "--ckpt_path=last"])
+        Events.begin()
+        main([*WORDS, *often, f"--id={moment}", "--ckpt_path=last"])
+        assert_same(moment, whole)

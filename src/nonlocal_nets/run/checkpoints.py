@@ -173,8 +173,20 @@ class LastCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not trainer.fit_loop._should_accumulate():  # gradients of half a step are not saved
-            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+        """Too early: the row of the step is not logged yet, and the gradients of half a step would not be saved."""
+
+    def after_step(self, trainer: pl.Trainer) -> None:
+        """See `loops.EpochLoop`."""
+        super().on_train_batch_end(trainer, trainer.lightning_module, None, None, 0)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Too early: the row of the epoch is not logged yet."""
+
+    def after_epoch(self, trainer: pl.Trainer) -> None:
+        """See `loops.FitLoop`."""
+        due = self._every_n_epochs > 0 and trainer.current_epoch % self._every_n_epochs == 0
+        if due and not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The end of a run is often between two intervals; what its last step has saved knows no later validation."""

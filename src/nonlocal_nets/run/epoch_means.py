@@ -16,6 +16,7 @@ class EpochMeans(pl.Callback):
 
     def __init__(self) -> None:
         self.states: dict[str, Any] = {}
+        self.unlogged = False  # where a run was resumed after the last step of an epoch
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -31,10 +32,21 @@ class EpochMeans(pl.Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """In the middle of an epoch only: one that has ended has its means."""
         states, self.states = self.states, {}
+        self.unlogged = trainer.fit_loop.restarting and bool(states)
         if trainer.fit_loop.restarting:
             for name, metric in _metrics(pl_module).items():
                 if name in states:
                     _restore(metric, states[name], whole=trainer.is_global_zero)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self.unlogged = False
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.unlogged and isinstance(pl_module, Task):
+            pl_module.log_means()
+        self.unlogged = False
 
 
 def _metrics(module: pl.LightningModule) -> dict[str, Metric]:

@@ -28,9 +28,10 @@ class ValidationLoop(_EvaluationLoop):
 
 
 class EpochLoop(_TrainingEpochLoop):
-    """A checkpoint records what was left of its step: `after_step` of the callbacks and a validation that is due.
+    """A checkpoint records what was left of its step: a validation that was due, and the end of the epoch.
 
-    `left` is that of the checkpoint from which training goes on, until it is done: "validation", "nothing" (but the end
+    Callbacks with `after_step(trainer)` are called after each step of the optimiser, once its row is logged, before a
+    validation. `left` is that of the checkpoint from which training goes on, until it is done: "validation", "nothing" (but the end
     of the epoch, after its last step), or None after an epoch that had ended.
     """
 
@@ -88,7 +89,10 @@ class EpochLoop(_TrainingEpochLoop):
 
 
 class FitLoop(_FitLoop):
-    """Goes on in the middle of an epoch, or with the next one; a run that was stopped early does not go on."""
+    """Goes on in the middle of an epoch, or with the next one; a run that was stopped early does not go on.
+
+    Callbacks with `after_epoch(trainer)` are called after each epoch, once its row is logged.
+    """
 
     epoch_loop: EpochLoop
 
@@ -108,6 +112,10 @@ class FitLoop(_FitLoop):
     @property
     def done(self) -> bool:
         return self.epoch_loop.left is None and super().done
+
+    def on_advance_end(self) -> None:
+        super().on_advance_end()
+        _tell(self.trainer, "after_epoch")
 
     def on_save_checkpoint(self) -> dict[str, Any]:
         trainer = self.trainer
@@ -131,6 +139,13 @@ class FitLoop(_FitLoop):
         if stopped_early and any(isinstance(each, EarlyStopping) for each in self.trainer.callbacks):  # type: ignore[attr-defined]
             rank_zero_info("EarlyStopping had ended this run")
             self.trainer.should_stop = True
+
+
+def _tell(trainer: pl.Trainer, hook: str) -> None:
+    """Call a hook, which Lightning has not, of the callbacks that have it."""
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if hasattr(callback, hook):
+            getattr(callback, hook)(trainer)
 
 
 def resumable(trainer: pl.Trainer) -> None:
