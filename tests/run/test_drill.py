@@ -4,6 +4,8 @@ import csv
 import os
 import random
 import signal
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -14,7 +16,8 @@ import torch
 from nonlocal_nets.run import checkpoints
 from nonlocal_nets.run.cli import main
 
-CONFIG = str(Path(__file__).parents[2] / "configs" / "image" / "cued_digits.yaml")
+ROOT = Path(__file__).parents[2]
+CONFIG = str(ROOT / "configs" / "image" / "cued_digits.yaml")
 FOLDER = Path("runs/cued_digits")
 EARLY_STOPPING = "{class_path: EarlyStopping, init_args: {monitor: val/loss, mode: min, patience: 3}}"
 WORDS = [
@@ -38,6 +41,43 @@ WORDS = [
     f"--trainer.callbacks+={__name__}.Events",
 ]
 OFTEN = "--checkpoint.every_n_train_steps=1"
+# Of two processes each: a whole run, and starts that are killed; all are children of one that has imported everything.
+TWO_KILLED = """
+import os, random, signal, sys, time
+import torch
+from nonlocal_nets.run import cli
+import timm.data.mixup, torch._dynamo  # as training does, at once
+
+torch.set_num_threads(1)
+last = "runs/cued_digits/killed/checkpoints/last.ckpt"
+
+def start(*more):
+    child = os.fork()
+    if child == 0:
+        os.setpgrp()
+        cli.main([*sys.argv[1:], *more])
+        os._exit(0)
+    return child
+
+def written():
+    return os.stat(last).st_mtime_ns if os.path.exists(last) else 0
+
+assert os.waitpid(start("--id=whole"), 0)[1] == 0
+random.seed(0)
+killed = 0
+while True:
+    before, child = written(), start("--id=killed", "--ckpt_path=last")
+    while (state := os.waitpid(child, os.WNOHANG)) == (0, 0) and written() == before:
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 1))
+    if state != (0, 0) or (state := os.waitpid(child, os.WNOHANG)) != (0, 0):
+        assert state[1] == 0
+        break
+    os.killpg(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    killed += 1
+print("killed", killed)
+"""
 pytestmark = [
     pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended"),  # exactly
     pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty"),  # it should, on a resume
@@ -161,4 +201,16 @@ def test_killed_at_each_moment(often):
             main([*WORDS, *often, f"--id={moment}", "--ckpt_path=last"])
         Events.begin()
         main([*WORDS, *often, f"--id={moment}", "--ckpt_path=last"])
-        assert_same(moment, whole)
+        assert_same(str(moment), whole)
+
+
+@pytest.mark.slow
+def test_two_processes_killed_again_and_again(tmp_path):
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp_fork", "--trainer.accelerator=cpu"]
+    words = [*WORDS, *two, "--data.num_workers=1", "--checkpoint.every_n_train_steps=2", "--trainer.max_epochs=6"]
+    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+    command = [sys.executable, "-c", TWO_KILLED, *words]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout.split()[-1]) > 0
+    assert_same("killed", left_of("whole"))

@@ -25,6 +25,7 @@ from nonlocal_nets.run.config import SaveConfig
 from nonlocal_nets.run.epoch_means import EpochMeans
 from nonlocal_nets.run.errors import Parser, RunError, debug, one_line_for
 from nonlocal_nets.run.folder import RUN_ID, RunFolder
+from nonlocal_nets.run.gradients import Gradients
 from nonlocal_nets.run.help import TITLES
 from nonlocal_nets.run.identity import Identity, check_identity, read_meaning
 from nonlocal_nets.run.lightning import counts_before_fractions, prepare
@@ -155,7 +156,7 @@ class NonLocalCLI(LightningCLI):
 
 def always_on() -> list[pl.Callback]:
     """The callbacks of every run."""
-    return [Repeatable(), EpochMeans(), Identity(), Monitors(), Predictions(), Summary()]
+    return [Repeatable(), EpochMeans(), Gradients(), Identity(), Monitors(), Predictions(), Summary()]
 
 
 def main(args: list[str] | None = None) -> Any:

@@ -31,8 +31,8 @@ class EpochLoop(_TrainingEpochLoop):
     """A checkpoint records what was left of its step: a validation that was due, and the end of the epoch.
 
     Callbacks with `after_step(trainer)` are called after each step of the optimiser, once its row is logged, before a
-    validation. `left` is that of the checkpoint from which training goes on, until it is done: "validation", "nothing" (but the end
-    of the epoch, after its last step), or None after an epoch that had ended.
+    validation. `left` is that of the checkpoint from which training goes on, until it is done: "validation", "nothing"
+    (but the end of the epoch, after its last step), or None after an epoch that had ended.
     """
 
     val_loop: ValidationLoop
