@@ -207,7 +207,7 @@ def test_killed_at_each_moment(often):
 @pytest.mark.slow
 def test_two_processes_killed_again_and_again(tmp_path):
     two = ["--trainer.devices=2", "--trainer.strategy=ddp_fork", "--trainer.accelerator=cpu"]
-    words = [*WORDS, *two, "--data.num_workers=1", "--checkpoint.every_n_train_steps=2", "--trainer.max_epochs=6"]
+    words = [*WORDS, *two, "--data.num_workers=1", "--data.train_samples=48", "--checkpoint.every_n_train_steps=2"]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
     command = [sys.executable, "-c", TWO_KILLED, *words]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
@@ -57,3 +58,44 @@ def test_a_checkpoint_tells_how_far_the_epoch_was():
     callback = Repeatable()
     callback.on_train_batch_start(SimpleNamespace(current_epoch=4, global_rank=0), None, None, 6)
     assert callback.state_dict() == {"epoch": 4, "batches": 7}
+
+
+class Module(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch).sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Loops(pl.Callback):
+    """Keeps what a checkpoint after each batch, or at the end of the epoch, holds of the loops."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx + 1 < trainer.num_training_batches:
+            self.on_train_epoch_end(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.seen.append(trainer._checkpoint_connector.dump_checkpoint()["loops"]["fit_loop"])
+
+
+def test_a_checkpoint_tells_of_the_loops_as_lightnings_own_of_an_uninterrupted_run(tmp_path):
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    loops = []
+    for others in ([], [Repeatable()]):
+        kept = Loops()
+        trainer = pl.Trainer(accelerator="cpu", max_epochs=2, callbacks=[*others, kept], **quiet)
+        trainer.fit(Module(), DataLoader(torch.ones(6, 1), batch_size=2))
+        loops.append(kept.seen)
+    lightnings, ours = loops
+    assert len(ours) == 6
+    assert [state["epoch_loop.state_dict"].pop("left") for state in ours] == ["nothing", "nothing", None] * 2
+    assert not any(state["state_dict"].pop("stopped_early") for state in ours)
+    assert ours == lightnings

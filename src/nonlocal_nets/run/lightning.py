@@ -15,8 +15,6 @@ from pytorch_lightning.trainer.connectors import data_connector
 from pytorch_lightning.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 
-from nonlocal_nets.run.loops import resumable
-
 WRITTEN_FOR = "2.6"
 
 if not version.startswith(f"{WRITTEN_FOR}."):
@@ -55,10 +53,9 @@ class NoOtherRun(_CheckpointConnector):
 
 
 def prepare(trainer: pl.Trainer) -> None:
-    """Leave signals, checkpoints and resuming to this package."""
+    """Leave signals and checkpoints to this package."""
     trainer._signal_connector = NoHandlers(trainer)
     trainer._checkpoint_connector = NoOtherRun(trainer)
-    resumable(trainer)
 
 
 def deaf(then: Callable[[int], None] | None, worker: int) -> None:

@@ -13,7 +13,6 @@ from pytorch_lightning.loops.fetchers import _DataFetcher
 from pytorch_lightning.loops.fit_loop import _FitLoop
 from pytorch_lightning.loops.loop import _Loop
 from pytorch_lightning.loops.training_epoch_loop import _TrainingEpochLoop
-from pytorch_lightning.trainer.states import RunningStage, TrainerFn
 from pytorch_lightning.utilities import rank_zero_info
 
 
@@ -36,14 +35,8 @@ class EpochLoop(_TrainingEpochLoop):
     """
 
     val_loop: ValidationLoop
-
-    def __init__(self, trainer: pl.Trainer, min_steps: int | None, max_steps: int) -> None:
-        super().__init__(trainer, min_steps, max_steps)
-        self.val_loop = ValidationLoop(
-            trainer, TrainerFn.FITTING, RunningStage.VALIDATING, verbose=False, inference_mode=False
-        )
-        self.left: str | None = None
-        self._validates: bool | None = None  # whether the rest of a step does, where it is that of a checkpoint
+    left: str | None = None
+    _validates: bool | None = None  # whether the rest of a step does, where it is that of a checkpoint
 
     def on_save_checkpoint(self) -> dict[str, Any]:
         fetcher, left = self.trainer.fit_loop._data_fetcher, None
@@ -149,7 +142,10 @@ def _tell(trainer: pl.Trainer, hook: str) -> None:
 
 
 def resumable(trainer: pl.Trainer) -> None:
-    """Give a trainer these loops."""
-    theirs = trainer.fit_loop
-    trainer.fit_loop = FitLoop(trainer, theirs.min_epochs, theirs.max_epochs)
-    trainer.fit_loop.epoch_loop = EpochLoop(trainer, theirs.min_steps, theirs.max_steps)
+    """Make a trainer's loops these, where they are: they may have their data already."""
+    for loop, kind in (
+        (trainer.fit_loop, FitLoop),
+        (trainer.fit_loop.epoch_loop, EpochLoop),
+        (trainer.fit_loop.epoch_loop.val_loop, ValidationLoop),
+    ):
+        loop.__class__ = kind

@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import DDPStrategy
+
+from nonlocal_nets.run.loops import resumable
 
 
 class Repeatable(pl.Callback):
@@ -20,6 +23,9 @@ class Repeatable(pl.Callback):
 
     def __init__(self) -> None:
         self.epoch, self.batches = 0, 0  # batches trained in this epoch
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        resumable(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Before the first batch is drawn; the loop has its state by now."""
@@ -37,6 +43,12 @@ class Repeatable(pl.Callback):
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002  # what timm draws from
         random.seed(seed)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """All processes validate what checkpoints hold: the first one's running means, of which each has its own."""
+        if isinstance(trainer.strategy, DDPStrategy) and trainer.world_size > 1:
+            for buffer in pl_module.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def state_dict(self) -> dict[str, Any]:
         return {"epoch": self.epoch, "batches": self.batches}
