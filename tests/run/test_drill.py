@@ -141,18 +141,20 @@ def left_of(run):
 
 
 def rows_of(run):
-    """By step and names, whatever was logged; what several starts have logged is the same."""
+    """By step and names, whatever was logged; what several starts have logged is the same, but for rounding."""
     rows = {}
     for path in (FOLDER / run / "csv").glob("*/metrics.csv"):
         for row in csv.DictReader(path.read_text().splitlines()):
-            values = {name: value for name, value in row.items() if value}
-            assert rows.setdefault((int(row["step"]), *sorted(values)), values) == values
+            values = {name: float(value) for name, value in row.items() if value}
+            assert rows.setdefault((int(row["step"]), *sorted(values)), values) == pytest.approx(values, rel=1e-6)
     return rows
 
 
 def assert_same(run, whole):
-    (weights, chosen, rows), (expected, *others) = left_of(run), whole
-    assert [chosen, rows] == others
+    (weights, chosen, rows), (expected, best, logged) = left_of(run), whole
+    assert chosen == best
+    assert rows.keys() == logged.keys()
+    assert all(rows[kind] == pytest.approx(values, rel=1e-6) for kind, values in logged.items())
     assert weights.keys() == expected.keys()
     for name, state in expected.items():
         assert [key for key, value in state.items() if not torch.equal(weights[name][key], value)] == [], name
@@ -168,7 +170,7 @@ def test_killed_again_and_again():
     assert_same("killed", whole)
 
 
-def test_told_to_end_in_the_middle_of_an_epoch_and_in_its_last_batch_and_in_that_of_the_run():
+def test_told_to_end_in_an_epoch_and_in_its_last_batch_and_in_that_of_the_run():
     words = [*WORDS, "--trainer.max_epochs=2"]
     main([*words, "--id=whole"])
     whole = left_of("whole")
@@ -188,6 +190,50 @@ def test_told_to_end_in_the_middle_of_an_epoch_and_in_its_last_batch_and_in_that
     Events.begin()
     main([*words, "--id=told", "--ckpt_path=last"])
     assert Events.seen == 0, "the run has ended"
+
+
+def test_half_a_step_is_kept():
+    """The best checkpoint of this run, the only one yet, is of a validation between two batches of a step."""
+    words = [*WORDS, "--trainer.max_epochs=1"]
+    main([*words, "--id=whole"])
+    Events.begin(event=9)
+    with pytest.raises(StopError):
+        main([*words, "--id=killed"])
+    assert [path.name for path in (FOLDER / "killed" / "checkpoints").iterdir()] == ["epoch=0-step=1.ckpt"]
+    Events.begin()
+    main([*words, "--id=killed", "--ckpt_path=last"])
+    assert_same("killed", left_of("whole"))
+
+
+def test_a_run_that_was_stopped_early_has_ended():
+    words = [word.replace("patience: 3", "patience: 1") for word in WORDS]
+    steps = main([*words, "--id=stopped"]).trainer.global_step
+    assert steps < 9
+    Events.begin()
+    assert main([*words, "--id=stopped", "--ckpt_path=last"]).trainer.global_step == steps
+    assert Events.seen == 0
+
+
+def test_the_best_was_validated():
+    """11 steps, of which the last is told to end: validated after 3, 6 and 9, and saved after each second one."""
+    words = [*WORDS, "--trainer.accumulate_grad_batches=1", "--trainer.max_steps=11", "--data.train_samples=24"]
+    words = [*words, "--checkpoint.every_n_train_steps=2", "--trainer.callbacks=[]"]
+    main([*words, "--id=whole"])
+    _, (best, score, scores), rows = left_of("whole")
+    assert scores.keys() == {"epoch=0-step=3.ckpt", "epoch=0-step=6.ckpt", "epoch=1-step=9.ckpt"}
+    assert sorted(scores.values()) == pytest.approx(
+        sorted(row["val/loss"] for row in rows.values() if "val/loss" in row)
+    )
+    config = str(FOLDER / "whole" / "config.yaml")
+    cli = main(["validate", "--config", config, f"--ckpt_path={FOLDER}/whole/checkpoints/{best}"])
+    assert cli.trainer.callback_metrics["val/loss"].item() == pytest.approx(score)
+    words += [f"--trainer.callbacks+={__name__}.Events", "--trainer.max_steps=9"]
+    Events.begin(batch=9)
+    with pytest.raises(SystemExit):
+        main([*words, "--id=told"])
+    Events.begin()
+    main([*words, "--id=told", "--ckpt_path=last"])
+    assert left_of("told")[1][2] == pytest.approx(scores), "the last validation, too"
 
 
 @pytest.mark.slow

@@ -1,8 +1,6 @@
 """The checkpoints of a run: written completely or not at all, best and last, and which of them to resume from."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +91,7 @@ class BestCheckpoint(ModelCheckpoint):
     def __init__(self, monitor: str | None = None, mode: str | None = None, **kwargs: Any) -> None:
         super().__init__(monitor=monitor or "of the task", mode=mode or "min", **kwargs)
         self.given_monitor, self.given_mode, self.mode_is_known = monitor, mode, mode is not None
-        self.resumed, self.validated_step = False, -1
+        self.resumed, self.of_validation, self.validated_step = False, False, -1
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.monitor = self.given_monitor or getattr(pl_module, "monitor", None)
@@ -124,27 +122,36 @@ class BestCheckpoint(ModelCheckpoint):
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if self.monitor is None or self.monitor in trainer.fit_loop.epoch_loop._results.metrics(True)["callback"]:
+        if self._of_steps(trainer):
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.validated_step = trainer.global_step
-        with self._each_epoch():
-            super().on_validation_end(trainer, pl_module)
+        if self._of_steps(trainer):
+            return super().on_validation_end(trainer, pl_module)
+        logged = trainer.fit_loop.epoch_loop.val_loop._results.metrics(False)["callback"]
+        self.of_validation, self.validated_step = self.monitor in logged, trainer.global_step
+        if self.of_validation and not self._should_save_on_train_epoch_end(trainer):
+            self._consider(trainer)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        trained = self.monitor in trainer.fit_loop.epoch_loop._results.metrics(False)["callback"]
-        if trained or self.monitor is None or self.validated_step == trainer.global_step:
-            with self._each_epoch():
-                super().on_train_epoch_end(trainer, pl_module)
+        if self._of_steps(trainer):
+            return super().on_train_epoch_end(trainer, pl_module)
+        validated = self.validated_step == trainer.global_step and self._should_save_on_train_epoch_end(trainer)
+        if validated or not self.of_validation:
+            self._consider(trainer)
 
-    @contextmanager
-    def _each_epoch(self) -> Iterator[None]:
-        """With a monitor, every_n_train_steps and train_time_interval are not about the best checkpoint."""
-        given = self._every_n_epochs
-        self._every_n_epochs = given or int(self.monitor is not None)
-        yield
-        self._every_n_epochs = given
+    def _of_steps(self, trainer: pl.Trainer) -> bool:
+        """Whether each step has a value of its own."""
+        logged = trainer.fit_loop.epoch_loop._results.metrics(True)["callback"]
+        return self.monitor in (None, "epoch", "step", *logged)
+
+    def _consider(self, trainer: pl.Trainer) -> None:
+        due = (trainer.current_epoch + 1) % max(self._every_n_epochs, 1) == 0
+        if due and not self._should_skip_saving_checkpoint(trainer):
+            candidates = self._monitor_candidates(trainer)
+            self._save_topk_checkpoint(trainer, candidates)
+            if self._last_global_step_saved == trainer.global_step:
+                self._save_last_checkpoint(trainer, candidates)
 
     def file_exists(self, filepath: Any, trainer: pl.Trainer) -> bool:
         """A resumed run writes again what it wrote after the checkpoint from which it goes on, under the same name."""
