@@ -157,7 +157,12 @@ def test_a_test_counts_each_sample_once_in_two_processes(samples, tmp_path):
     figures = []
     for devices in (1, 2):
         words = [f"--trainer.devices={devices}", "--trainer.strategy=ddp", f"--id={devices}", "--data.batch_size=4"]
-        words += [f"--data.test_samples={samples}", "--trainer.enable_progress_bar=false", "--trainer.callbacks=[]"]
+        words += [
+            f"--data.test_samples={samples}",
+            "--ckpt_path=initial",
+            "--trainer.enable_progress_bar=false",
+            "--trainer.callbacks=[]",
+        ]
         command = [
             sys.executable,
             str(ROOT / "train.py"),
@@ -201,7 +206,14 @@ def test_views_of_videos_in_two_processes(config, fake, names, tmp_path, monkeyp
     arguments = fake(tmp_path / "data") | {"frames": 4, "test_clips": 10, "test_crops": 3}
     words = [f"--data.{name}={list(value) if isinstance(value, tuple) else value}" for name, value in arguments.items()]
     configs = [f"--config={ROOT}/configs/{name}.yaml" for name in ("video/cued_clips", f"data/{config}")]
-    words = ["test", *configs, *words, "--trainer.enable_progress_bar=false", "--trainer.callbacks=[]"]
+    words = [
+        "test",
+        *configs,
+        *words,
+        "--ckpt_path=initial",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.callbacks=[]",
+    ]
     main([*words, "--id=1"])
     command = [sys.executable, str(ROOT / "train.py"), *words]
     command += ["--id=2", "--trainer.devices=2", "--trainer.strategy=ddp"]
