@@ -129,14 +129,15 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 
 
 def left_of(run):
-    """The weights of a run's checkpoints, what it takes for the best, and its rows."""
+    """The weights of a run's checkpoints, what it takes for the best and how long it waits for better, and its rows."""
     folder = FOLDER / run / "checkpoints"
     saved = {path.name: torch.load(path, weights_only=True) for path in folder.glob("*.ckpt")}
     states = saved["last.ckpt"]["callbacks"].values()
     best = next(state for state in states if state.get("best_model_score") is not None)
     scores = {Path(path).name: float(value) for path, value in best["best_k_models"].items()}
     assert scores.keys() == saved.keys() - {"last.ckpt"}
-    chosen = (Path(best["best_model_path"]).name, float(best["best_model_score"]), scores)
+    waits = [state["wait_count"] for state in states if "wait_count" in state]
+    chosen = (Path(best["best_model_path"]).name, float(best["best_model_score"]), scores, waits)
     return {name: each["state_dict"] for name, each in saved.items()}, chosen, rows_of(run)
 
 
@@ -219,7 +220,7 @@ def test_the_best_was_validated():
     words = [*WORDS, "--trainer.accumulate_grad_batches=1", "--trainer.max_steps=11", "--data.train_samples=24"]
     words = [*words, "--checkpoint.every_n_train_steps=2", "--trainer.callbacks=[]"]
     main([*words, "--id=whole"])
-    _, (best, score, scores), rows = left_of("whole")
+    _, (best, score, scores, _), rows = left_of("whole")
     assert scores.keys() == {"epoch=0-step=3.ckpt", "epoch=0-step=6.ckpt", "epoch=1-step=9.ckpt"}
     assert sorted(scores.values()) == pytest.approx(
         sorted(row["val/loss"] for row in rows.values() if "val/loss" in row)

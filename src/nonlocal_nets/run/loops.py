@@ -71,9 +71,7 @@ class EpochLoop(_TrainingEpochLoop):
 
     def on_advance_end(self, data_fetcher: _DataFetcher) -> None:
         if self._validates is None and not self._should_accumulate():
-            for callback in self.trainer.callbacks:
-                if hasattr(callback, "after_step"):
-                    callback.after_step(self.trainer)
+            _tell(self.trainer, "after_step")
         super().on_advance_end(data_fetcher)
         self._validates = None
 
