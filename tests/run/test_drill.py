@@ -237,6 +237,13 @@ def test_the_best_was_validated():
     assert left_of("told")[1][2] == pytest.approx(scores), "the last validation, too"
 
 
+def test_steps_that_are_not_validated_are_never_the_best():
+    """8 of the 12 steps of two epochs."""
+    words = [*WORDS, "--trainer.accumulate_grad_batches=1", "--trainer.max_steps=8", "--trainer.val_check_interval=1.0"]
+    main([*words, "--trainer.callbacks=[]", "--id=cut"])
+    assert left_of("cut")[1][2].keys() == {"epoch=0-step=6.ckpt"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("often", [[], [OFTEN]])
 def test_killed_at_each_moment(often):
