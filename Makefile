@@ -4,7 +4,7 @@ BIN := .venv/bin
 UV := $(BIN)/uv
 COMPARE := $(BIN)/python train.py compare
 SEEDS ?= 5
-# some images set it: without bytecode each command would take 20 s to import its packages, every time
+# some images set it: without bytecode each command would compile its packages anew
 export PYTHONDONTWRITEBYTECODE :=
 QUIET := --trainer.enable_progress_bar=false --trainer.enable_model_summary=false
 

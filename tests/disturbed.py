@@ -15,6 +15,7 @@ HOLD = 14  # in the second epoch
 WORDS = [
     "--trainer.accelerator=cpu",
     "--data.batch_size=4",
+    "--data.num_workers=1",
     "--data.train_samples=96",
     "--model.mixup=0.3",
     "--trainer.max_epochs=2",

@@ -48,7 +48,7 @@ def test_the_run_goes_on_after_the_last_batch(epoch, batches, skipped):
     sampler = TrainingOrder(range(12), 3)
     loader = DataLoader(range(12), batch_size=3, sampler=sampler)
     callback = Repeatable()
-    callback.load_state_dict({"epoch": epoch, "batches": batches, "total": 4 * epoch + batches})
+    callback.load_state_dict({"epoch": epoch, "batches": batches})
     trainer = SimpleNamespace(current_epoch=1, num_training_batches=4, train_dataloader=loader)
     callback.on_train_start(trainer, None)
     assert sampler.skip == skipped
@@ -57,7 +57,7 @@ def test_the_run_goes_on_after_the_last_batch(epoch, batches, skipped):
 def test_a_checkpoint_tells_how_far_the_epoch_was():
     callback = Repeatable()
     callback.on_train_batch_start(SimpleNamespace(current_epoch=4, global_rank=0), None, None, 6)
-    assert callback.state_dict() == {"epoch": 4, "batches": 7, "total": 1}
+    assert callback.state_dict() == {"epoch": 4, "batches": 7}
 
 
 class Module(pl.LightningModule):
@@ -96,4 +96,6 @@ def test_a_checkpoint_tells_of_the_loops_as_lightnings_own_of_an_uninterrupted_r
         loops.append(kept.seen)
     lightnings, ours = loops
     assert len(ours) == 6
+    assert [state["epoch_loop.state_dict"].pop("left") for state in ours] == ["nothing", "nothing", None] * 2
+    assert not any(state["state_dict"].pop("stopped_early") for state in ours)
     assert ours == lightnings

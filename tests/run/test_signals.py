@@ -35,8 +35,6 @@ def outside_of_jobs(monkeypatch):
 @pytest.fixture
 def trainer(tmp_path):
     return SimpleNamespace(
-        accumulate_grad_batches=1,
-        num_training_batches=5,
         global_step=3,
         is_global_zero=True,
         strategy=Strategy(),
@@ -45,13 +43,13 @@ def trainer(tmp_path):
     )
 
 
-def ends(trainer, received, batch_idx=0):
+def ends(trainer, received):
     """The exit code, or None where training goes on."""
     callback = SaveOnSignal()
     callback.received = received
     trainer.save_checkpoint = trainer.saved.append
     try:
-        callback.on_train_batch_end(trainer, None, None, None, batch_idx)
+        callback.after_step(trainer)
     except SystemExit as stop:
         return stop.code
     return None
@@ -67,13 +65,6 @@ def test_it_saves_once_waits_for_the_others_and_ends(trainer, tmp_path, number):
     assert ends(trainer, number) == 128 + number
     assert trainer.saved == [tmp_path / "elsewhere" / "last.ckpt"]
     assert trainer.strategy.waited == 1
-
-
-def test_it_waits_for_the_end_of_an_accumulation_or_of_the_epoch(trainer):
-    """2 batches a step of 5: the steps end after batches 1, 3 and 4."""
-    trainer.accumulate_grad_batches = 2
-    codes = [ends(trainer, signal.SIGTERM, batch) for batch in range(5)]
-    assert [batch for batch, code in enumerate(codes) if code is not None] == [1, 3, 4]
 
 
 def test_a_signal_of_another_process_is_enough(trainer):

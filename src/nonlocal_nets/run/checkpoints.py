@@ -80,6 +80,10 @@ def newest(folder: Path, resume: bool = False) -> tuple[Path | None, list[str]]:
 class BestCheckpoint(ModelCheckpoint):
     """Lightning's ModelCheckpoint, which by default monitors what the task says, in the direction that it says.
 
+    The best are always weights that were validated: where validation logs the monitored metric, they are considered
+    after each validation (or after that of every n-th epoch), and every_n_train_steps and train_time_interval only tell
+    how often last.ckpt is written. Lightning 2.6 would give weights of later steps the value of the last validation.
+
     Args:
         monitor: the metric by which the best checkpoint is chosen; null: that of the task.
         mode: "max" if the highest is the best, "min" if the lowest; null: what the metric calls better.
@@ -89,6 +93,7 @@ class BestCheckpoint(ModelCheckpoint):
     def __init__(self, monitor: str | None = None, mode: str | None = None, **kwargs: Any) -> None:
         super().__init__(monitor=monitor or "of the task", mode=mode or "min", **kwargs)
         self.given_monitor, self.given_mode, self.mode_is_known = monitor, mode, mode is not None
+        self.resumed, self.of_validation, self.validated_step = False, False, -1
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         self.monitor = self.given_monitor or getattr(pl_module, "monitor", None)
@@ -98,6 +103,64 @@ class BestCheckpoint(ModelCheckpoint):
         self.mode, self.mode_is_known = known or "min", known is not None
         self.kth_value = torch.tensor(torch.inf if self.mode == "min" else -torch.inf)
         super().setup(trainer, pl_module, stage)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict(state_dict)
+        self.resumed = True
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if self.resumed:
+            found = [path for path in self.best_k_models if Path(path).is_file()]
+            self._forget_all_but(trainer.strategy.broadcast(found))
+
+    def _forget_all_but(self, found: list[str]) -> None:
+        """A run that was killed may have replaced checkpoints since the one from which it goes on."""
+        if len(found) == len(self.best_k_models):
+            return
+        self.best_k_models = {path: self.best_k_models[path] for path in found}
+        best = (min if self.mode == "min" else max)(found, key=lambda path: self.best_k_models[path], default="")
+        self.best_model_path, self.best_model_score = best, self.best_k_models.get(best)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if self._of_steps(trainer):
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._of_steps(trainer):
+            return super().on_validation_end(trainer, pl_module)
+        logged = trainer.fit_loop.epoch_loop.val_loop._results.metrics(False)["callback"]
+        self.of_validation, self.validated_step = self.monitor in logged, trainer.global_step
+        if self.of_validation and not self._should_save_on_train_epoch_end(trainer):
+            self._consider(trainer)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._of_steps(trainer):
+            return super().on_train_epoch_end(trainer, pl_module)
+        validated = self.validated_step == trainer.global_step and self._should_save_on_train_epoch_end(trainer)
+        if validated or not self.of_validation:
+            self._consider(trainer)
+
+    def _of_steps(self, trainer: pl.Trainer) -> bool:
+        """Whether each step has a value of its own."""
+        logged = trainer.fit_loop.epoch_loop._results.metrics(True)["callback"]
+        return self.monitor in (None, "epoch", "step", *logged)
+
+    def _consider(self, trainer: pl.Trainer) -> None:
+        due = (trainer.current_epoch + 1) % max(self._every_n_epochs, 1) == 0
+        if due and not self._should_skip_saving_checkpoint(trainer):
+            candidates = self._monitor_candidates(trainer)
+            self._save_topk_checkpoint(trainer, candidates)
+            if self._last_global_step_saved == trainer.global_step:
+                self._save_last_checkpoint(trainer, candidates)
+
+    def file_exists(self, filepath: Any, trainer: pl.Trainer) -> bool:
+        """A resumed run writes again what it wrote after the checkpoint from which it goes on, under the same name."""
+        checkpoints = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+        known = {path for each in checkpoints for path in (*each.best_k_models, each.best_model_path)}
+        return (not self.resumed or str(filepath) in known) and super().file_exists(filepath, trainer)
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -117,8 +180,28 @@ class LastCheckpoint(ModelCheckpoint):
         self.path = dirpath / LAST
         super().__init__(dirpath, filename=self.path.stem, **often)
 
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Too early: the row of the step is not logged yet, and the gradients of half a step would not be saved."""
+
+    def after_step(self, trainer: pl.Trainer) -> None:
+        """See `loops.EpochLoop`."""
+        super().on_train_batch_end(trainer, trainer.lightning_module, None, None, 0)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Too early: the row of the epoch is not logged yet."""
+
+    def after_epoch(self, trainer: pl.Trainer) -> None:
+        """See `loops.FitLoop`."""
+        due = self._every_n_epochs > 0 and trainer.current_epoch % self._every_n_epochs == 0
+        if due and not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """The end of a run is often between two intervals."""
+        """The end of a run is often between two intervals; what its last step has saved knows no later validation."""
+        if not self._every_n_epochs:
+            self._last_global_step_saved = -1
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 

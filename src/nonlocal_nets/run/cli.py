@@ -22,8 +22,10 @@ from nonlocal_nets.run.arguments import FROM_DATA, check_args, nested_nulls
 from nonlocal_nets.run.checkpoints import BestCheckpoint, CheckpointWriteError, LastCheckpoint, WholeCheckpoints, load
 from nonlocal_nets.run.choice import choose_checkpoint, choose_id
 from nonlocal_nets.run.config import SaveConfig
+from nonlocal_nets.run.epoch_means import EpochMeans
 from nonlocal_nets.run.errors import Parser, RunError, debug, one_line_for
 from nonlocal_nets.run.folder import RUN_ID, RunFolder
+from nonlocal_nets.run.gradients import Gradients
 from nonlocal_nets.run.help import TITLES
 from nonlocal_nets.run.identity import MEANING, Identity, check_checkpoint
 from nonlocal_nets.run.lightning import counts_before_fractions, prepare
@@ -149,6 +151,11 @@ class NonLocalCLI(LightningCLI):
         return trainer
 
 
+def always_on() -> list[pl.Callback]:
+    """The callbacks of every run."""
+    return [Repeatable(), EpochMeans(), Gradients(), Identity(), Monitors(), Predictions(), Summary()]
+
+
 def main(args: list[str] | None = None) -> Any:
     """Run one command, as `train.py` does; by default that of the command line.
 
@@ -172,7 +179,7 @@ def main(args: list[str] | None = None) -> Any:
     # errors that a run meets after its start
     in_the_middle = (CorruptFileError, CheckpointWriteError, RunError, MisconfigurationException)
     signals = SaveOnSignal()
-    callbacks = [Repeatable(), Identity(), Monitors(), Predictions(), Summary(), signals]
+    callbacks = [*always_on(), signals]
     with signals.listening(), claim.released(), one_line_for(*in_the_middle):
         return NonLocalCLI(
             pl.LightningModule,

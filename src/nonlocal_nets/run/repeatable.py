@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.strategies import DDPStrategy
+
+from nonlocal_nets.run.loops import resumable
 
 
 class Repeatable(pl.Callback):
@@ -19,7 +22,10 @@ class Repeatable(pl.Callback):
     """
 
     def __init__(self) -> None:
-        self.epoch, self.batches, self.total = 0, 0, 0  # batches trained in this epoch, and in all
+        self.epoch, self.batches = 0, 0  # batches trained in this epoch
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        resumable(trainer)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Before the first batch is drawn; the loop has its state by now."""
@@ -31,37 +37,21 @@ class Repeatable(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self.epoch, self.batches, self.total = trainer.current_epoch, batch_idx + 1, self.total + 1
+        self.epoch, self.batches = trainer.current_epoch, batch_idx + 1
         entropy = (int(os.environ.get("PL_GLOBAL_SEED", 0)), trainer.global_rank, self.epoch, batch_idx)
         seed = int(np.random.SeedSequence(entropy).generate_state(1)[0])
         torch.manual_seed(seed)
         np.random.seed(seed)  # noqa: NPY002  # what timm draws from
         random.seed(seed)
 
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        """Save the progress of the loops as an uninterrupted run would.
-
-        Lightning 2.6 miscounts after a resume, so that a run that is interrupted twice would repeat batches.
-        """
-        if not self.total:
-            return
-        loops = checkpoint["loops"]["fit_loop"]
-        ended = self.batches >= trainer.num_training_batches
-        batches = {"total": _progress(self.total, self.total - 1 + ended)}
-        batches["current"] = _progress(self.batches, self.batches - 1 + ended)
-        loops["epoch_loop.batch_progress"] = batches | {"is_last_batch": ended}
-        epochs = _progress(self.epoch + 1, self.epoch) | {"processed": self.epoch + ended}
-        loops["epoch_progress"] = {"total": dict(epochs), "current": dict(epochs)}
-        loops["epoch_loop.state_dict"] = {"_batches_that_stepped": trainer.global_step - 1 + ended}
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """All processes validate what checkpoints hold: the first one's running means, of which each has its own."""
+        if isinstance(trainer.strategy, DDPStrategy) and trainer.world_size > 1:
+            for buffer in pl_module.buffers():
+                torch.distributed.broadcast(buffer, 0)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "batches": self.batches, "total": self.total}
+        return {"epoch": self.epoch, "batches": self.batches}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.epoch, self.batches, self.total = (state_dict[name] for name in ("epoch", "batches", "total"))
-
-
-def _progress(begun: int, completed: int) -> dict[str, int]:
-    return {"ready": begun, "started": begun, "processed": begun, "completed": completed}
+        self.epoch, self.batches = (state_dict[name] for name in ("epoch", "batches"))

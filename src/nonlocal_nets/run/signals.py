@@ -28,7 +28,8 @@ class SaveOnSignal(pl.Callback):
     SIGUSR1, which `sbatch --signal=USR1@90` sends ahead of the time limit and some clusters before a pre-emption, also
     puts a SLURM job back into the queue, and so does the SIGTERM of a pre-emption, but not that of `scancel`. Ctrl-C
     saves as well; a second one ends at once. It is enough if one process gets the signal: after each step all processes
-    agree. In a validation the signal waits for the next training step. Where nothing is being trained, before the first
+    agree. A validation that is then due is the first thing that the resumed run does. In a validation the signal waits
+    for the next training step. Where nothing is being trained, before the first
     step, in `validate`, `test` and `predict`, the process exits at once, with the same code.
     Lightning's own handlers (`lightning.prepare` leaves them out) save wherever a process happens to be, also between
     the weights of a step.
@@ -76,11 +77,8 @@ class SaveOnSignal(pl.Callback):
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.training = False
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if (batch_idx + 1) % trainer.accumulate_grad_batches and batch_idx + 1 < trainer.num_training_batches:
-            return  # gradients of half a step are not saved
+    def after_step(self, trainer: pl.Trainer) -> None:
+        """After each step of the optimiser, once its row is logged, and before a validation (`loops.EpochLoop`)."""
         agree = trainer.strategy.reduce_boolean_decision
         if not agree(self.received is not None, all=False):
             return

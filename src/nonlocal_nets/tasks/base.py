@@ -143,11 +143,15 @@ class Task(pl.LightningModule, ABC):
         self.log("train/lr", self.trainer.optimizers[0].param_groups[0]["lr"], on_step=True, on_epoch=False)
         if self.global_batch_size is not None:
             self.log("train/global_batch", float(self.global_batch_size), on_step=True, on_epoch=False)
+        self.log_means()
+        return loss
+
+    def log_means(self) -> None:
+        """Log the figures of a training epoch, which are computed at its end."""
         # not by self.log's own mean: Lightning 2.6 divides by a whole number of samples in each process
         self.log("train/loss_epoch", self.train_loss, on_step=False, on_epoch=True)
         if any(metric.update_called for metric in self.train_metrics.values()):
             self.log_dict(self.train_metrics, on_step=False, on_epoch=True)
-        return loss
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._evaluation_step(batch, batch_idx, "val", self.val_metrics, self.val_loss)
