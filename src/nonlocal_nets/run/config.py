@@ -22,6 +22,9 @@ Dumper.add_implicit_resolver(
 )
 
 
+Dumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str(text)))  # texts of an enumeration
+
+
 def dump(config: Any) -> str:
     """A config as yaml, in the order of its keys."""
     text: str = yaml.dump(config, Dumper=Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False)
