@@ -7,14 +7,15 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "nonlocal_nets"
 ALLOWED = {
+    "files": set(),
     "nn": {"nn"},
     "data": {"data"},
-    "attention": {"attention", "nn"},
+    "attention": {"attention", "files", "nn"},
     "weights": {"weights", "nn"},
     "tasks": {"tasks", "nn", "weights"},
-    "callbacks": {"callbacks", "nn", "attention"},
-    "run": {"run", "nn", "data", "attention", "weights", "tasks", "callbacks"},
-    "experiments": {"experiments", "run"},
+    "callbacks": {"callbacks", "files", "nn", "attention"},
+    "run": {"run", "files", "nn", "data", "attention", "weights", "tasks", "callbacks"},
+    "experiments": {"experiments", "files", "run"},
     "__init__": {"nn", "attention"},
     "__main__": {"run"},
 }

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nonlocal_nets.attention.images import picture
 from nonlocal_nets.attention.rows import Row
+from nonlocal_nets.files import replacing
 
 FRAMES = 8  # of a longer clip, in the picture
 
@@ -108,7 +109,8 @@ def draw(clip: Tensor, rows: dict[str, Arrows], path: Path, name: str) -> None:
         for axis in line:
             axis.set(xticks=[], yticks=[], frame_on=False)
         _arrows(figure, dict(zip(row_numbers, line, strict=False)), arrows, len(frames))
-    figure.savefig(path, dpi=110)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=110)
 
 
 def _arrows(figure: Any, axes: dict[int, Any], arrows: Arrows, frames: int) -> None:
@@ -154,7 +156,8 @@ def animate(clip: Tensor, rows: dict[str, Arrows], path: Path) -> None:
             text.text((left + 4, top + 3), title)
             sheet.paste(_circles(panel.copy(), arrows, number, zoom), (left, top + 18))
         film.append(sheet)
-    film[0].save(path, save_all=True, append_images=film[1:], duration=300, loop=0)
+    with replacing(path) as part:
+        film[0].save(part, save_all=True, append_images=film[1:], duration=300, loop=0)
 
 
 def _circles(panel: Any, arrows: Arrows, number: int, zoom: float) -> Any:

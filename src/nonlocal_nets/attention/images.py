@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nonlocal_nets.attention.queries import Sample
 from nonlocal_nets.attention.rows import Row
+from nonlocal_nets.files import replacing
 
 
 def picture(values: Tensor) -> Tensor:
@@ -36,7 +37,8 @@ def draw(samples: Sequence[Sample], path: Path) -> None:
         _colour_bar(figure, line, signed=any(bool((sample.rows[title].weights < 0).any()) for sample in samples))
     for axis in axes.flat:
         axis.set_axis_off()
-    figure.savefig(path, dpi=110)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=110)
 
 
 def overlay(axis: Any, image: Tensor, row: Row) -> None:

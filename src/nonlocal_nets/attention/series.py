@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nonlocal_nets.attention.queries import Sample
 from nonlocal_nets.attention.rows import Row
+from nonlocal_nets.files import replacing
 
 NAMED = 6  # strongest keys whose tokens are written
 WIDTH = 14  # characters there, about
@@ -35,7 +36,8 @@ def draw(samples: Sequence[Sample], names: Sequence[str] | None, path: Path) -> 
             _draw_row(axis, row, sample.values, names)
             axis.set_title(title if k == 0 else "", fontsize=8, loc="left")
         axes[0, k].set_title(sample.title, fontsize=8, loc="right", parse_math=False)
-    figure.savefig(path, dpi=110)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=110)
 
 
 def _draw_row(axis: Any, row: Row, values: Tensor, names: Sequence[str] | None) -> None:

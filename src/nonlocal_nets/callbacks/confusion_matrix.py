@@ -12,6 +12,7 @@ from torch import Tensor
 from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from nonlocal_nets.callbacks.publish import publish
+from nonlocal_nets.files import replacing
 
 
 class ConfusionMatrix(pl.Callback):
@@ -94,7 +95,7 @@ def total(counts: Tensor | None, reduce: Any, device: torch.device) -> Tensor:
 
 def table(counts: Tensor, names: list[str], path: Path) -> None:
     """The samples of each class and the share of them that is recognised, from counts (K true, K predicted)."""
-    with path.open("w", newline="") as file:
+    with replacing(path) as part, part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         writer = csv.writer(file)
         writer.writerow(["class", "samples", "accuracy"])
         for name, row, right in zip(names, counts, counts.diagonal(), strict=True):
@@ -122,4 +123,5 @@ def draw(counts: Tensor, names: list[str], path: Path) -> None:
         axis.set_yticks(range(classes), names, parse_math=False)
     axis.set_xlabel("predicted")
     axis.set_ylabel("true")
-    figure.savefig(path, dpi=110)
+    with replacing(path) as part:
+        figure.savefig(part, dpi=110)

@@ -17,6 +17,7 @@ from nonlocal_nets.data.order import Seeded, TrainingLoader, TrainingOrder
 
 Target = TypeVar("Target")
 log = logging.getLogger(__name__)
+MOST_SAMPLES, MOST_WORKERS = 100_000_000, 512  # their order, or the processes, would fill the memory
 
 
 class CorruptFileError(ValueError):
@@ -185,6 +186,7 @@ class DataModule(pl.LightningDataModule, ABC):
     ) -> None:
         super().__init__()
         check_minimum({"batch_size": (batch_size, 1), "num_workers": (num_workers, 0)})
+        check_maximum({"batch_size": (batch_size, MOST_SAMPLES), "num_workers": (num_workers, MOST_WORKERS)})
         self.class_names = tuple(class_names)
         self.num_classes = len(self.class_names)
         self.input_size = input_size
@@ -246,6 +248,13 @@ def check_minimum(given: Mapping[str, tuple[int, int]]) -> None:
     for name, (value, minimum) in given.items():
         if value < minimum:
             raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def check_maximum(given: Mapping[str, tuple[int, int]]) -> None:
+    """Raise a ValueError for a number above its maximum; `given` maps names to (number, maximum)."""
+    for name, (value, maximum) in given.items():
+        if value > maximum:
+            raise ValueError(f"{name} must be at most {maximum}, got {value}")
 
 
 def _with_paths(batch: list[tuple[Tensor, str]]) -> tuple[Tensor, list[str]]:

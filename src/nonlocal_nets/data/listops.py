@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nonlocal_nets.data.base import CorruptFileError, check_minimum
+from nonlocal_nets.data.base import MOST_SAMPLES, CorruptFileError, check_maximum, check_minimum
 from nonlocal_nets.data.sequences import SequenceDataModule, Sequences
 from nonlocal_nets.data.trained import MissingDataError, training_data
 
@@ -100,6 +100,7 @@ class ListOps(SequenceDataModule):
         minimum = {f"{part}_samples": (samples, 1) for part, samples in self.samples.items()}
         minimum |= {"min_length": (min_length, 1), "max_length": (max_length, 1 if root else min_length)}
         check_minimum(minimum | {"max_depth": (max_depth, 1), "max_args": (max_args, 2), "seed": (seed, 0)})
+        check_maximum({f"{part}_samples": (samples, MOST_SAMPLES) for part, samples in self.samples.items()})
         self.grammar, self.seed = Grammar(min_length, max_length, max_depth, max_args), seed
         self.to_predict = None if path is None else read(Path(path), max_length, labelled=False)
         self.parts: dict[str, Sequences] = {}

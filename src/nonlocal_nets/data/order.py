@@ -50,12 +50,16 @@ class TrainingOrder(DistributedSampler[Any]):
 
     def __iter__(self) -> Iterator[Any]:
         skip, self.skip = self.skip, 0
+        yield from ((self.epoch, index) for index in self.order()[skip:])
+
+    def order(self) -> list[int]:
+        """The indices of this process's samples in this epoch, also of those that a resumed run has seen."""
         random = torch.Generator().manual_seed(self.seed + self.epoch)
-        order = torch.randperm(len(self.dataset), generator=random).tolist()  # type: ignore[arg-type]
+        order: list[int] = torch.randperm(len(self.dataset), generator=random).tolist()  # type: ignore[arg-type]
         if self.lengths is not None:
             order = self._by_length(order, self.lengths, random)
         order += (order * self.num_replicas)[: self.total_size - len(order)]  # the same number for all processes
-        yield from ((self.epoch, index) for index in order[self.rank :: self.num_replicas][skip:])
+        return order[self.rank :: self.num_replicas]
 
     def _by_length(self, order: list[int], lengths: Sequence[int], random: torch.Generator) -> list[int]:
         whole = len(order) // self.batch_size * self.batch_size  # an incomplete batch stays the last

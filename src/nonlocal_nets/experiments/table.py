@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from nonlocal_nets.files import replacing
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -73,6 +75,5 @@ def save_csv(rows: list[dict[str, Any]], path: Path) -> None:
 
 def write(path: Path, text: str) -> None:
     """Replace a file: whenever the process is killed, it has the old text or the new one."""
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text)
-    part.replace(path)
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8", errors="surrogateescape")

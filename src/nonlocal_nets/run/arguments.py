@@ -3,11 +3,13 @@
 import json
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from nonlocal_nets.run import strict_yaml
 from nonlocal_nets.run.errors import fail
 
 # Arguments of the model that only the data can know: linked, so that jsonargparse would drop what a user sets.
@@ -28,17 +30,51 @@ def check_args(args: list[str]) -> None:
             fail(f"{option} comes from the data and cannot be set")
         if option in ("--config", "-c"):
             _check_config(Path(given or following))
+        else:
+            _check_value(option if given else "the command", given or arg)
+
+
+def _check_value(option: str, text: str) -> None:
+    """Of what is no yaml the parser says what is wrong. A value may also be the path of a yaml."""
+    if text.endswith((".yaml", ".yml")) and Path(text).is_file():
+        _check_files(Path(text), set())
+    try:
+        strict_yaml.check(text)
+    except strict_yaml.StrictError as error:
+        fail(f"{option}: {error.problem}")
+    except yaml.YAMLError:
+        pass
+
+
+def _check_files(path: Path, seen: set[Path]) -> str:
+    """The text of a yaml that is in order, and so are those that it names, relative to itself."""
+    with _in_the_file(path):
+        text = path.read_text()
+        strict_yaml.check(text)
+    seen.add(path.resolve())
+    for name in re.findall(r"^[\s-]*\w+: *(\S+\.ya?ml) *$", text, re.M):
+        if (inside := path.parent / name).is_file() and inside.resolve() not in seen:
+            _check_files(inside, seen)
+    return text
+
+
+@contextmanager
+def _in_the_file(path: Path) -> Iterator[None]:
+    """Fails with file, line and column where a yaml does not parse."""
+    try:
+        yield
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark: Any = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
+        fail(f"{where}: {getattr(error, 'problem', None) or error}")
 
 
 def _check_config(path: Path) -> None:
     if not path.is_file():
         fail(f"no config file {str(path)!r}")
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark: Any = getattr(error, "problem_mark", None)
-        where = f"{path}, line {mark.line + 1}, column {mark.column + 1}" if mark else str(path)
-        fail(f"{where}: {getattr(error, 'problem', None) or error}")
+    text = _check_files(path, set())
+    with _in_the_file(path):
+        content = yaml.safe_load(text)
     model = content.get("model") if isinstance(content, dict) else None
     arguments = model.get("init_args") if isinstance(model, dict) else None
     for name in FROM_DATA:

@@ -9,6 +9,8 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.plugins import TorchCheckpointIO
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.utilities import rank_zero_warn
+from torch import Tensor
 
 from nonlocal_nets.run.folder import LAST
 from nonlocal_nets.weights import read
@@ -156,11 +158,29 @@ class BestCheckpoint(ModelCheckpoint):
             if self._last_global_step_saved == trainer.global_step:
                 self._save_last_checkpoint(trainer, candidates)
 
+    def check_monitor_top_k(self, trainer: pl.Trainer, current: Tensor | None = None) -> bool:
+        """A network that is not finite is never the best; argmax takes NaN for the first class, which may be right."""
+        losses = [value for name, value in trainer.callback_metrics.items() if name.rpartition("/")[2] == "loss"]
+        known = [value for value in (current, *losses) if value is not None]
+        finite = all(bool(value.isfinite().all()) for value in known) and not has_nan(trainer.lightning_module)
+        if trainer.strategy.reduce_boolean_decision(finite):
+            return super().check_monitor_top_k(trainer, current)
+        reason = "its weights, its loss or what is monitored are not finite"
+        rank_zero_warn(f"step {trainer.global_step} is not among the best: {reason}")
+        return False
+
     def file_exists(self, filepath: Any, trainer: pl.Trainer) -> bool:
         """A resumed run writes again what it wrote after the checkpoint from which it goes on, under the same name."""
         checkpoints = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
         known = {path for each in checkpoints for path in (*each.best_k_models, each.best_model_path)}
         return (not self.resumed or str(filepath) in known) and super().file_exists(filepath, trainer)
+
+
+def has_nan(module: torch.nn.Module) -> bool:
+    """Whether a weight or a running mean is NaN, of a sharded network those of this process."""
+    values = [getattr(value, "_local_tensor", value) for value in (*module.parameters(), *module.buffers())]
+    floats = [value.detach() for value in values if value.is_floating_point()]
+    return bool(floats) and bool(torch.nn.utils.get_total_norm(floats, torch.inf).isnan())  # the largest
 
 
 class LastCheckpoint(ModelCheckpoint):

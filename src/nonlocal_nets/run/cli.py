@@ -8,29 +8,30 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 
 import nonlocal_nets.callbacks  # with data and tasks: so that `class_path` may be a bare name
 import nonlocal_nets.tasks  # noqa: F401
-from nonlocal_nets.data import CorruptFileError
 from nonlocal_nets.data.trained import trained_on
 from nonlocal_nets.run import claim, wandb
 from nonlocal_nets.run.arguments import FROM_DATA, check_args, nested_nulls
-from nonlocal_nets.run.checkpoints import BestCheckpoint, CheckpointWriteError, LastCheckpoint, WholeCheckpoints, load
+from nonlocal_nets.run.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpoints, load
 from nonlocal_nets.run.choice import choose_checkpoint, choose_id
 from nonlocal_nets.run.config import SaveConfig
 from nonlocal_nets.run.epoch_means import EpochMeans
-from nonlocal_nets.run.errors import Parser, RunError, debug, one_line_for
+from nonlocal_nets.run.errors import Parser, debug
+from nonlocal_nets.run.failures import Failures
 from nonlocal_nets.run.folder import RUN_ID, RunFolder
 from nonlocal_nets.run.gradients import Gradients
 from nonlocal_nets.run.help import TITLES
 from nonlocal_nets.run.identity import MEANING, Identity, check_checkpoint
 from nonlocal_nets.run.lightning import counts_before_fractions, prepare
 from nonlocal_nets.run.monitors import Monitors
+from nonlocal_nets.run.non_finite import NonFinite
 from nonlocal_nets.run.predictions import Predictions
+from nonlocal_nets.run.ranges import check_nulls, check_ranges
 from nonlocal_nets.run.repeatable import Repeatable
 from nonlocal_nets.run.signals import SaveOnSignal
 from nonlocal_nets.run.summary import Summary
@@ -55,6 +56,7 @@ class NonLocalCLI(LightningCLI):
         help_id = "Name of the run; default: that of the SLURM job, torchrun or sweep, or the time. One id, one run."
         parser.add_argument("--id", type=str | None, default=None, help=help_id)
         parser.add_lightning_class_args(BestCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(NonFinite, "non_finite")
         counts_before_fractions(parser)
         for name, title in TITLES.items():
             parser.groups[name].title = title  # type: ignore[index]
@@ -77,6 +79,8 @@ class NonLocalCLI(LightningCLI):
         """Without Lightning's line on stderr: an error should be the only one there. The config has the seed."""
         seed = self.args.seed_everything
         if seed is not False:
+            if not 0 <= int(seed) < 2**32:
+                raise ValueError(f"seed_everything must be from 0 to {2**32 - 1}, got {seed}")
             seed = pl.seed_everything(None if seed is True else seed, workers=True, verbose=False)
             self.args.seed_everything = seed
 
@@ -84,23 +88,24 @@ class NonLocalCLI(LightningCLI):
         """Lightning lets the checkpoint's hyper-parameters beat the command line here. The command line decides."""
 
     def before_instantiate_classes(self) -> None:
-        with one_line_for(ValueError, OSError):
-            self.args.id = choose_id(self)
-            self.checkpoint = choose_checkpoint(self)
+        check_ranges(self.args.trainer, str(self.subcommand))
+        for group in ("model", "data"):
+            check_nulls(self.args.get(group), group)
+        self.args.id = choose_id(self)
+        self.checkpoint = choose_checkpoint(self)
         self.args.ckpt_path = None if self.checkpoint is None else str(self.checkpoint)
         os.environ[RUN_ID] = self.args.id
         wandb.complete(self.args.trainer, self.args.project, self.args.id, self.run_folder)
 
     def instantiate_classes(self) -> None:
-        """What a model, a data module or the trainer refuses is one line; so is a checkpoint that does not match."""
-        with one_line_for(ValueError, OSError, ModuleNotFoundError, MisconfigurationException):
-            saved = {} if self.checkpoint is None else load(self.checkpoint)
-            with trained_on(saved.get(MEANING, {}), predicting=self.subcommand == "predict"):
-                super().instantiate_classes()
-            if hasattr(self.model, "check_data"):
-                self.model.check_data(self.datamodule)
-            if self.checkpoint is not None:
-                check_checkpoint(self.checkpoint, saved, self.model, self.datamodule, self.subcommand == "fit")
+        """With a checkpoint that matches the model and the data."""
+        saved = {} if self.checkpoint is None else load(self.checkpoint)
+        with trained_on(saved.get(MEANING, {}), predicting=self.subcommand == "predict"):
+            super().instantiate_classes()
+        if hasattr(self.model, "check_data"):
+            self.model.check_data(self.datamodule)
+        if self.checkpoint is not None:
+            check_checkpoint(self.checkpoint, saved, self.model, self.datamodule, self.subcommand == "fit")
 
     def finish_wandb(self) -> None:
         wandb.finish(self.trainer)
@@ -176,11 +181,8 @@ def main(args: list[str] | None = None) -> Any:
     if debug():
         os.environ["JSONARGPARSE_DEBUG"] = "true"  # jsonargparse takes no 1
     check_args(args)
-    # errors that a run meets after its start
-    in_the_middle = (CorruptFileError, CheckpointWriteError, RunError, MisconfigurationException)
-    signals = SaveOnSignal()
-    callbacks = [*always_on(), signals]
-    with signals.listening(), claim.released(), one_line_for(*in_the_middle):
+    signals, failures = SaveOnSignal(), Failures()
+    with signals.listening(), claim.released(), failures.one_line():
         return NonLocalCLI(
             pl.LightningModule,
             pl.LightningDataModule,
@@ -189,7 +191,7 @@ def main(args: list[str] | None = None) -> Any:
             save_config_callback=SaveConfig,
             seed_everything_default=0,
             parser_class=Parser,
-            trainer_defaults={"callbacks": callbacks},
+            trainer_defaults={"callbacks": [*always_on(), failures, signals]},
             auto_configure_optimizers=False,
             args=nested_nulls(args),
         )

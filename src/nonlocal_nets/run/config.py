@@ -10,6 +10,7 @@ from jsonargparse import set_dumper
 from pytorch_lightning.cli import LightningArgumentParser, SaveConfigCallback
 from pytorch_lightning.loggers import WandbLogger
 
+from nonlocal_nets.files import replacing
 from nonlocal_nets.run.folder import CONFIG
 
 
@@ -20,6 +21,7 @@ class Dumper(yaml.SafeDumper):
 Dumper.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d[\d_]*)([eE][-+]?\d+)?"), list("-+.0123456789")
 )
+Dumper.add_multi_representer(str, lambda dumper, text: dumper.represent_str(str(text)))  # texts of an enumeration
 
 
 def dump(config: Any) -> str:
@@ -43,8 +45,8 @@ class SaveConfig(SaveConfigCallback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / CONFIG
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(resolved(self.parser, self.config))
+            with replacing(path) as part:
+                part.write_text(resolved(self.parser, self.config))
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
                     logger.log_hyperparams(yaml.safe_load(path.read_text()))

@@ -21,7 +21,7 @@ class EpochMeans(pl.Callback):
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        seen = {name: metric for name, metric in _metrics(pl_module).items() if metric.update_called}
+        seen = {name: metric for name, metric in training_metrics(pl_module).items() if metric.update_called}
         checkpoint[KEY] = {name: _state(metric) for name, metric in seen.items()}
 
     def on_load_checkpoint(
@@ -34,7 +34,7 @@ class EpochMeans(pl.Callback):
         states, self.states = self.states, {}
         self.unlogged = trainer.fit_loop.restarting and bool(states)
         if trainer.fit_loop.restarting:
-            for name, metric in _metrics(pl_module).items():
+            for name, metric in training_metrics(pl_module).items():
                 if name in states:
                     _restore(metric, states[name], whole=trainer.is_global_zero)
 
@@ -49,17 +49,19 @@ class EpochMeans(pl.Callback):
         self.unlogged = False
 
 
-def _metrics(module: pl.LightningModule) -> dict[str, Metric]:
+def training_metrics(module: pl.LightningModule) -> dict[str, Metric]:
+    """The loss and the metrics that a task keeps of a training epoch; none of another module."""
     return {"loss": module.train_loss, **dict(module.train_metrics.items())} if isinstance(module, Task) else {}
 
 
 def _state(metric: Metric) -> dict[str, Any]:
     with metric.sync_context():
-        values = {name: _copy(value) for name, value in metric.metric_state.items()}
+        values = {name: copied(value) for name, value in metric.metric_state.items()}
     return {"updates": metric.update_count, "values": values}
 
 
-def _copy(value: Any) -> Any:
+def copied(value: Any) -> Any:
+    """A metric's state, which is a tensor or a list of what is concatenated."""
     return value.clone() if isinstance(value, Tensor) else list(value)
 
 

@@ -7,8 +7,7 @@ import inspect
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,6 +19,9 @@ from nonlocal_nets.run.help import Help
 # What a line of a message becomes: nothing where it says nothing to a user.
 REWRITE = [
     (r"(Does not validate against any|Subtypes:|Errors:|Given value).*", ""),
+    (r"Subclass types expect one of:", ""),
+    (r"a (class path|dict with(out)? class_path).*", ""),
+    (r"Option '(?:\w+\.)?(data|model)' is required but not provided.*", r"no \1: give a --config, or --\1=<class>"),
     (r"Expected (a )?<class '[\w.]+'>", ""),  # one of several types: said once, below
     (r'Parser key "(.*)":', r"\1"),
     (r"Problem with given class_path '(?:\w+\.)*(\w+)':", r"\1"),
@@ -33,6 +35,11 @@ UNKNOWN = [  # how jsonargparse says that a name is not known
     r"does not accept option '([\w.]+)'",
     r"Unrecognized arguments: --([\w.]+)",
 ]
+LONGEST = 270  # characters of a message, without the program's name
+SECRETS = [  # what a path or an address must not show
+    (r"(\w:/{1,2})[^/\s'\"]*@", r"\1***@"),
+    (r"(?i)((?:key|token|secret|password|signature|credential)\w*=)[^&\s'\"]+", r"\1***"),
+]
 
 
 class RunError(ValueError):
@@ -45,8 +52,12 @@ def debug() -> bool:
 
 
 def fail(message: str) -> NoReturn:
-    """End with exit code 2 and the message on one line of stderr."""
-    sys.stderr.write(f"{Path(sys.argv[0]).name or 'train.py'}: error: {' '.join(message.split())}\n")
+    """End with exit code 2 and the message on one line of stderr, of less than 300 characters and without secrets."""
+    for pattern, replacement in SECRETS:
+        message = re.sub(pattern, replacement, message)
+    text = " ".join(message.split())
+    text = text if len(text) <= LONGEST else f"{text[: LONGEST - 85]} ... {text[-80:]}"
+    sys.stderr.write(f"{Path(sys.argv[0]).name or 'train.py'}: error: {text}\n")
     raise SystemExit(2)
 
 
@@ -64,7 +75,8 @@ def readable(message: str, options: Iterable[str] = ()) -> str:
             text = re.sub(f"^{pattern}$", replacement, text)
         if text and text not in parts:
             parts.append(text)
-    text = ": ".join(parts)
+    specific = [part for part in parts if not part.startswith("Not a valid subclass of")]
+    text = ": ".join(specific if any(" " in part for part in specific) else parts)
     types = dict.fromkeys(re.findall(r"- Expected (?:a )?<class '(\w+)'>$", message, re.M))
     if types.keys() - {"NoneType"}:
         accepted = " or ".join("null" if name == "NoneType" else name for name in types)
@@ -130,17 +142,3 @@ class Parser(LightningArgumentParser):
             super().error(message, ex)
         parser: argparse.ArgumentParser = getattr(ex, "subcommand_parser", None) or self
         fail(readable(message, parser._option_string_actions))
-
-
-@contextmanager
-def one_line_for(*errors: type[Exception]) -> Iterator[None]:
-    """Turns these errors into one line and exit code 2, unless the user asked for tracebacks."""
-    try:
-        yield
-    except errors as error:
-        if debug():
-            raise
-        message = str(error)
-        if "Original Traceback" in message:  # a worker's: the traceback, and last "path.of.TheError: what it says"
-            message = message.splitlines()[-1].partition(": ")[2]
-        fail(readable(message))

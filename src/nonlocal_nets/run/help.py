@@ -11,6 +11,7 @@ TITLES = {
     "model": "model: a task of nonlocal_nets.tasks, or any LightningModule",
     "data": "data: a data set of nonlocal_nets.data, or any LightningDataModule",
     "checkpoint": "checkpoint: when to save, and what is the best; Lightning's ModelCheckpoint",
+    "non_finite": "non_finite: what to do about a loss or a gradient that is NaN or infinite",
 }
 CLASS = "A class, then its arguments, --{0}.<argument>=<value>; --{0}.help CLASS lists them"
 OURS = {  # where the command line differs from Lightning's documentation

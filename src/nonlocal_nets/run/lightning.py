@@ -4,8 +4,9 @@ import logging
 import signal
 import warnings
 from collections.abc import Callable
-from functools import partial
-from typing import Any
+from functools import partial, reduce
+from operator import or_
+from typing import Any, get_args
 
 import pytorch_lightning as pl
 from lightning_fabric.utilities.data import _auto_add_worker_init_fn
@@ -33,12 +34,14 @@ logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda reco
 def counts_before_fractions(parser: LightningArgumentParser) -> None:
     """Let --trainer.limit_train_batches=1 be one batch, not all of them, and the same for the other numbers.
 
-    A parser tries the types of a union in turn. The Trainer's is Optional[Union[int, float]], but typing keeps one
-    object for all orders of a union: where another library wrote it first, as float or int, 1 becomes 1.0.
+    A parser tries the types of a union in turn. The Trainer's are Optional[Union[int, float]] and the like, but typing
+    keeps one object for all orders of a union: where another library wrote it first, as float or int, 1 becomes 1.0.
     """
     for action in parser._actions:
-        if action.dest.startswith("trainer.") and getattr(action, "_typehint", None) == (int | float | None):
-            action._typehint = int | float | None  # type: ignore[attr-defined]
+        types = get_args(getattr(action, "_typehint", None))
+        if action.dest.startswith("trainer.") and int in types and float in types:
+            ordered = sorted(types, key=lambda kind: kind is float)
+            action._typehint = reduce(or_, ordered)  # type: ignore[attr-defined]
 
 
 class NoHandlers(_SignalConnector):

@@ -1,27 +1,29 @@
 """One table of what `predict` predicts."""
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import BasePredictionWriter
 from pytorch_lightning.utilities import rank_zero_info
 
+from nonlocal_nets.files import beside, naming
+
 
 class Predictions(BasePredictionWriter):
     """Writes `predictions.csv` into the run's folder, with the rows that the task makes of its predictions (`rows`).
 
-    Of several processes each writes a file of its own, `predictions-<rank>.csv`.
+    It takes the place of an older one once all is predicted. Of several processes each writes a file of its own,
+    `predictions-<rank>.csv`. A name that is not UTF-8 keeps its bytes: Python reads it with errors="surrogateescape".
     """
 
     def __init__(self) -> None:
         super().__init__("batch")
-        self.columns: list[str] | None = None
-
-    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.columns = None
+        self.file: TextIO | None = None
+        self.columns: list[str] = []
 
     def write_on_batch_end(
         self,
@@ -35,26 +37,38 @@ class Predictions(BasePredictionWriter):
     ) -> None:
         make_rows = getattr(pl_module, "rows", None)
         rows = None if make_rows is None else make_rows(batch, prediction)
-        if rows is None:
-            if batch_idx == 0:
-                rank_zero_info(
-                    f"no predictions.csv: {type(pl_module).__name__} does not define rows(batch, prediction)"
-                )
-            return
-        rank = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
-        path = Path(trainer.default_root_dir) / f"predictions{rank}.csv"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._write([dict(row) for row in rows], path)
+        if rows is not None:
+            with naming(_path(trainer)):
+                self._write([dict(row) for row in rows], _path(trainer))
+        elif batch_idx == 0:
+            rank_zero_info(f"no predictions.csv: {type(pl_module).__name__} does not define rows(batch, prediction)")
 
-    def _write(self, rows: list[dict[str, object]], path: Path) -> None:
-        if not rows:
-            return
-        first = self.columns is None
-        if self.columns is None:
+    def _write(self, rows: Sequence[Mapping[str, object]], path: Path) -> None:
+        if self.file is None and rows:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = beside(path).open("w", newline="", encoding="utf-8", errors="surrogateescape")
             self.columns = list(rows[0])
-        with path.open("w" if first else "a", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            if first:
-                writer.writeheader()
-                rank_zero_info(f"Predictions: {path}")
-            writer.writerows(rows)
+            csv.DictWriter(self.file, self.columns).writeheader()
+        if self.file is not None:
+            csv.DictWriter(self.file, self.columns).writerows(rows)
+
+    def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.file is not None:
+            with naming(_path(trainer)):
+                self.file.close()
+                beside(_path(trainer)).replace(_path(trainer))
+            self.file = None
+            rank_zero_info(f"Predictions: {_path(trainer)}")
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        if self.file is not None:
+            with suppress(OSError):  # the same again, where the disk is full
+                self.file.close()
+            beside(_path(trainer)).unlink(missing_ok=True)
+            self.file = None
+
+
+def _path(trainer: pl.Trainer) -> Path:
+    """The table of this process."""
+    rank = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
+    return Path(trainer.default_root_dir) / f"predictions{rank}.csv"

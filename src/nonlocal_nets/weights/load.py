@@ -62,7 +62,13 @@ def read(path: str | Path) -> dict[str, Tensor]:
     """The state dict of a checkpoint, of a weight file or of a name in SHIPPED; a ValueError says why there is none."""
     if path in SHIPPED:
         return SHIPPED[str(path)]()
-    path = Path(path)
+    state = _read(Path(path))
+    if spoilt := [name for name, value in state.items() if value.is_floating_point() and value.isnan().any()]:
+        raise ValueError(f"{str(path)!r} has weights that are NaN: {_some(spoilt)}")
+    return state
+
+
+def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ValueError(f"no weight file {str(path)!r}; a file, or one of {', '.join(SHIPPED)}")
     try:

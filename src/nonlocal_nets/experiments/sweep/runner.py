@@ -17,6 +17,7 @@ from nonlocal_nets.experiments.sweep.process import Process, signals
 from nonlocal_nets.experiments.sweep.results import csv_rows, figure, markdown
 from nonlocal_nets.experiments.sweep.state import Run, State
 from nonlocal_nets.experiments.table import save_csv
+from nonlocal_nets.files import replacing
 from nonlocal_nets.run.folder import find
 
 POLL = 1.0  # seconds
@@ -187,5 +188,6 @@ class Sweep:
     def report(self) -> None:
         """The picture and the table of the results so far."""
         if any(run.values for run in self.runs):
-            figure(self.config, self.runs, self.mode).savefig(self.state.folder / "sweep.png", dpi=120)
+            with replacing(self.state.folder / "sweep.png") as part:
+                figure(self.config, self.runs, self.mode).savefig(part, dpi=120)
             print(f"\n{markdown(self.runs, self.metric, self.mode)}\n\nevery run: {self.state.folder / 'sweep.csv'}")
