@@ -47,7 +47,7 @@ def _rate(config: str, arguments: list[str], processes: int) -> float:
     with tempfile.TemporaryDirectory() as folder:
         alone = {**os.environ, "OMP_NUM_THREADS": "1"}
         subprocess.run(command, cwd=folder, check=True, capture_output=True, env=alone)
-        with open(f"{folder}/runs/scaling/run/csv/version_0/metrics.csv") as file:
+        with open(f"{folder}/runs/scaling/run/metrics.csv") as file:
             seen = [row["train/device/samples_per_sec"] for row in csv.DictReader(file)]
     return float([rate for rate in seen if rate][-1])
 

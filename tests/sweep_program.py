@@ -18,14 +18,16 @@ parser.add_argument("--trainer.default_root_dir", dest="root", default="runs")
 options = parser.parse_args()
 
 folder = Path(options.root) / "project" / os.environ["WANDB_RUN_ID"]
-logs = folder / "csv" / f"version_{len(list(folder.glob('csv/*')))}"
-logs.mkdir(parents=True)
 epoch = folder / "epoch"
+folder.mkdir(parents=True, exist_ok=True)
+with (folder / "starts").open("a") as file:
+    file.write("\n")
 if options.x > 1000:
     raise SystemExit(f"error: x is {options.x}")
-with (logs / "metrics.csv").open("w", newline="") as file:
+with (folder / "metrics.csv").open("a", newline="") as file:
     rows = csv.writer(file)
-    rows.writerow(["epoch", "step", "train/loss", options.metric])
+    if not file.tell():
+        rows.writerow(["epoch", "step", "train/loss", options.metric])
     first = int(epoch.read_text()) if options.ckpt_path == "last" and epoch.exists() else 0
     for k in range(first, options.epochs):
         rows.writerow([k, 10 * k, 0.5, ""])

@@ -6,15 +6,9 @@ from nonlocal_nets.experiments.history import history
 from nonlocal_nets.run.folder import find
 
 
-def test_each_step_counts_once_and_its_latest_value(tmp_path):
-    starts = {  # version_10 is the later one
-        "version_9": "epoch,step,a,b\n0,4,0.1,\n0,9,,7\n1,14,0.2,\n",
-        "version_10": "step,a\n9,0.15\n14,0.3\n19,0.4\n24,0.",
-    }
-    for name, text in starts.items():
-        (tmp_path / "csv" / name).mkdir(parents=True)
-        (tmp_path / "csv" / name / "metrics.csv").write_text(text)
-    assert history(tmp_path, "a") == ([0.1, 0.15, 0.3, 0.4], ["a", "b"]), "the last row is half written"
+def test_values_by_step(tmp_path):
+    (tmp_path / "metrics.csv").write_text("step,epoch,a,b\n4,0,0.1,\n9,0,,7\n14,1,0.2,\n24,1,0.")
+    assert history(tmp_path, "a") == ([0.1, 0.2], ["a", "b"]), "the last row is half written"
     assert history(tmp_path, "b") == ([7.0], ["a", "b"])
     assert history(tmp_path / "other", "a") == history(None, "a") == ([], [])
 

@@ -56,7 +56,7 @@ def test_a_run_leaves_everything_in_its_folder(caplog):
     assert cli.run_folder == folder
     assert (folder / "checkpoints" / "last.ckpt").is_file()
     assert list(folder.glob("events.out.tfevents*"))
-    assert "train/loss_epoch" in (folder / "csv" / "version_0" / "metrics.csv").read_text().splitlines()[0]
+    assert "train/loss_epoch" in (folder / "metrics.csv").read_text().splitlines()[0]
     config = yaml.safe_load((folder / "config.yaml").read_text())
     assert (config["project"], config["id"], config["model"]["init_args"]["optimizer"]["lr"]) == (
         "cued_digits",
@@ -73,10 +73,14 @@ def test_a_run_leaves_everything_in_its_folder(caplog):
     assert left == {"PL_GLOBAL_SEED": "0", "PL_SEED_WORKERS": "1", "NONLOCAL_NETS_RUN_ID": "first"}, "to its processes"
     assert torch.tensor(1e-30) * 1e-10 == 0, "no denormal numbers"
 
+    logs = {path: path.read_bytes() for path in folder.rglob("*") if "tfevents" in path.name or path.suffix == ".csv"}
+    assert len(logs) == 2
     tested = main(["test", "--config", str(folder / "config.yaml"), "--ckpt_path=last"])
     assert "test/accuracy" in tested.trainer.callback_metrics
     assert (folder / "attention.png").stat().st_size > 10_000
-    assert (folder / "csv" / "version_0" / "metrics.csv").is_file(), "the test leaves the rows of training alone"
+    left = {path: path.read_bytes() for path in folder.rglob("*") if "tfevents" in path.name or path.suffix == ".csv"}
+    assert {path: left.get(path) for path in logs} == logs
+    assert {path.name for path in left.keys() - logs.keys()} <= {"classes.csv"}, "a test logs to no file"
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
@@ -215,11 +219,11 @@ def test_last_is_written_as_often_as_the_user_wants_checkpoints_and_at_the_end(m
 @pytest.mark.parametrize(
     ("words", "names"),
     [
-        ([], ["TensorBoardLogger", "CSVLogger"]),
+        ([], ["TensorBoardLogger", "Curve"]),
         (["--trainer.logger=false"], []),
         (
             ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=more"],
-            ["TensorBoardLogger", "CSVLogger", "CSVLogger"],
+            ["TensorBoardLogger", "Curve", "CSVLogger"],
         ),
     ],
     ids=["by default", "none", "one more"],
@@ -227,6 +231,6 @@ def test_last_is_written_as_often_as_the_user_wants_checkpoints_and_at_the_end(m
 def test_loggers(words, names):
     cli = fit("--id=logged", "--trainer.max_epochs=0", *words)
     assert [type(logger).__name__ for logger in cli.trainer.loggers] == names
-    folders = [Path("runs/cued_digits/logged"), Path("runs/cued_digits/logged/csv/version_0"), Path("more")]
+    folders = [Path("runs/cued_digits/logged"), Path("runs/cued_digits/logged"), Path("more")]
     for logger, folder in zip(cli.trainer.loggers, folders, strict=False):
         assert Path(logger.log_dir).is_relative_to(folder)

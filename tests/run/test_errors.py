@@ -1,5 +1,6 @@
 """Bad input to train.py ends with exit code 2 and one readable line, before anything is trained or written."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -143,7 +144,7 @@ def test_a_process_ends_with_code_2_and_one_line_on_stderr():
 @pytest.fixture
 def images(tmp_path):
     """A folder of images, and the words that train a small network on it."""
-    root = image_folder.fake(tmp_path / "images")["root"]
+    root = image_folder.fake(Path(os.path.relpath(tmp_path / "images")))["root"]
     names = ["--data=ImageFolder", f"--data.root={root}", "--data.image_size=16", "--data.batch_size=2", "--id=new"]
     quiet = ["--trainer.enable_progress_bar=false", "--trainer.max_epochs=1", "--trainer.log_every_n_steps=1"]
     return Path(root), ["--config", CONFIG, *names, *quiet]

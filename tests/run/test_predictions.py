@@ -1,8 +1,10 @@
 """The table of predictions has a row a sample, in order, with the five likeliest classes."""
 
 import csv
+import os
 from types import SimpleNamespace
 
+import pytest
 import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
@@ -70,7 +72,9 @@ def write(folder, rank, names):
     task = SimpleNamespace(
         rows=lambda batch, prediction: [{"path": p, "class": k} for p, k in zip(batch, prediction, strict=True)]
     )
-    Predictions().write_on_batch_end(trainer, task, [f"class {rank}"] * 2, None, names, 0, 0)
+    callback = Predictions()
+    callback.write_on_batch_end(trainer, task, [f"class {rank}"] * 2, None, names, 0, 0)
+    callback.on_predict_end(trainer, task)
 
 
 def test_each_process_has_a_file_that_each_command_begins_anew(tmp_path):
@@ -95,3 +99,25 @@ def test_a_batch_may_have_no_row(tmp_path):
     predict(Selective(7, "local_convnet", blocks=Blocks(at="none")), tmp_path, torch.rand(5, 7).softmax(1))
     with (tmp_path / "predictions.csv").open() as file:
         assert [row["path"] for row in csv.DictReader(file)] == ["image 3.jpg", "image 4.jpg"]
+
+
+class Fails(Echo):
+    """In its second batch."""
+
+    def predict_step(self, batch, batch_idx):
+        if batch_idx:
+            raise RuntimeError("in the middle")
+        return super().predict_step(batch, batch_idx)
+
+
+def test_what_fails_halfway_leaves_the_table_of_before(tmp_path):
+    (tmp_path / "predictions.csv").write_text("of an earlier command")
+    with pytest.raises(RuntimeError, match="in the middle"):
+        predict(Fails(7, "local_convnet", blocks=Blocks(at="none")), tmp_path, torch.rand(5, 7).softmax(1))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"predictions.csv": "of an earlier command"}
+
+
+def test_names_that_are_not_utf_8(tmp_path):
+    name = os.fsdecode(b"caf\xe9, ol\xe9.jpg")
+    write(tmp_path, 0, [name, "b"])
+    assert b'"caf\xe9, ol\xe9.jpg",class 0\n' in (tmp_path / "predictions-0.csv").read_bytes().replace(b"\r", b"")

@@ -58,7 +58,7 @@ def test_the_offline_run_holds_config_curves_and_summary(tmp_path, monkeypatch):
     records = [json.loads(line) for line in inspect(path).splitlines()]
     rows = [record["history"]["item"] for record in records if record["type"] == "history"]
     curve = {row["trainer/global_step"]: row["train/loss_step"] for row in rows if "train/loss_step" in row}
-    with (folder / "csv" / "version_0" / "metrics.csv").open() as file:  # the local loggers are there as well
+    with (folder / "metrics.csv").open() as file:  # the local loggers are there as well
         local = {
             int(row["step"]): float(row["train/loss_step"]) for row in csv.DictReader(file) if row["train/loss_step"]
         }

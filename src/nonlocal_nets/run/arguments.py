@@ -42,20 +42,19 @@ def _check_value(option: str, text: str) -> None:
         strict_yaml.check(text)
     except strict_yaml.StrictError as error:
         fail(f"{option}: {error.problem}")
-    except yaml.YAMLError:
-        pass
 
 
-def _check_files(path: Path, seen: set[Path]) -> str:
-    """The text of a yaml that is in order, and so are those that it names, relative to itself."""
+def _check_files(path: Path, seen: set[Path]) -> Any:
+    """The content of a yaml that is in order, and so are those that it names, relative to itself."""
     with _in_the_file(path):
         text = path.read_text()
         strict_yaml.check(text)
+        content = yaml.safe_load(text)
     seen.add(path.resolve())
     for name in re.findall(r"^[\s-]*\w+: *(\S+\.ya?ml) *$", text, re.M):
         if (inside := path.parent / name).is_file() and inside.resolve() not in seen:
             _check_files(inside, seen)
-    return text
+    return content
 
 
 @contextmanager
@@ -72,9 +71,7 @@ def _in_the_file(path: Path) -> Iterator[None]:
 def _check_config(path: Path) -> None:
     if not path.is_file():
         fail(f"no config file {str(path)!r}")
-    text = _check_files(path, set())
-    with _in_the_file(path):
-        content = yaml.safe_load(text)
+    content = _check_files(path, set())
     model = content.get("model") if isinstance(content, dict) else None
     arguments = model.get("init_args") if isinstance(model, dict) else None
     for name in FROM_DATA:

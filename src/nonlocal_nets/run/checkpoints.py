@@ -142,7 +142,8 @@ class BestCheckpoint(ModelCheckpoint):
         if self._of_steps(trainer):
             return super().on_train_epoch_end(trainer, pl_module)
         validated = self.validated_step == trainer.global_step and self._should_save_on_train_epoch_end(trainer)
-        if validated or not self.of_validation:
+        of_training = not self.of_validation and self.monitor in trainer.callback_metrics
+        if validated or of_training:
             self._consider(trainer)
 
     def _of_steps(self, trainer: pl.Trainer) -> bool:

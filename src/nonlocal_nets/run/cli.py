@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.cli import LightningArgumentParser, LightningCLI
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.loggers import TensorBoardLogger
 
 import nonlocal_nets.callbacks  # with data and tasks: so that `class_path` may be a bare name
 import nonlocal_nets.tasks  # noqa: F401
@@ -20,6 +20,7 @@ from nonlocal_nets.run.arguments import FROM_DATA, check_args, nested_nulls
 from nonlocal_nets.run.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpoints, load
 from nonlocal_nets.run.choice import choose_checkpoint, choose_id
 from nonlocal_nets.run.config import SaveConfig
+from nonlocal_nets.run.curve import Curve
 from nonlocal_nets.run.epoch_means import EpochMeans
 from nonlocal_nets.run.errors import Parser, debug
 from nonlocal_nets.run.failures import Failures
@@ -99,7 +100,7 @@ class NonLocalCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """With a checkpoint that matches the model and the data."""
-        saved = {} if self.checkpoint is None else load(self.checkpoint)
+        self.saved = saved = {} if self.checkpoint is None else load(self.checkpoint)
         with trained_on(saved.get(MEANING, {}), predicting=self.subcommand == "predict"):
             super().instantiate_classes()
         if hasattr(self.model, "check_data"):
@@ -139,13 +140,12 @@ class NonLocalCLI(LightningCLI):
         return self.folder.path
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
-        """With checkpoints and two loggers in the run's folder; `--trainer.logger` adds to these."""
+        """With checkpoints in the run's folder, and in fit with two loggers; `--trainer.logger` adds to these."""
         given, folder = self.config_init[str(self.subcommand)].trainer.logger, self.folder
         if given is not False:
             others = [] if given in (None, True) else given if isinstance(given, list) else [given]
-            # a folder for each start: the CSV logger would delete the rows of the start before
-            csv = CSVLogger(folder.path, name="csv")
-            kwargs["logger"] = [TensorBoardLogger(folder.root, folder.project, folder.id), csv, *others]
+            own = [self._tensorboard(), Curve(folder.path)] if self.subcommand == "fit" else []
+            kwargs["logger"] = [*own, *others] or False
         trainer = super().instantiate_trainer(**kwargs, default_root_dir=folder.path)  # where callbacks find it
         prepare(trainer)
         trainer.strategy.checkpoint_io = WholeCheckpoints()
@@ -154,6 +154,11 @@ class NonLocalCLI(LightningCLI):
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(folder.checkpoints)
         return trainer
+
+    def _tensorboard(self) -> TensorBoardLogger:
+        """A resumed run hides what was logged after its checkpoint, and will be again."""
+        step = self.saved.get("global_step")
+        return TensorBoardLogger(self.folder.root, self.folder.project, self.folder.id, purge_step=step)
 
 
 def always_on() -> list[pl.Callback]:

@@ -35,7 +35,7 @@ UNKNOWN = [  # how jsonargparse says that a name is not known
     r"does not accept option '([\w.]+)'",
     r"Unrecognized arguments: --([\w.]+)",
 ]
-LONGEST = 270  # characters of a message, without the program's name
+LONGEST = 280  # characters of a message, without the program's name
 SECRETS = [  # what a path or an address must not show
     (r"(\w:/{1,2})[^/\s'\"]*@", r"\1***@"),
     (r"(?i)((?:key|token|secret|password|signature|credential)\w*=)[^&\s'\"]+", r"\1***"),

@@ -19,7 +19,7 @@ OURS = {  # where the command line differs from Lightning's documentation
     "data": f"{CLASS.format('data')}.",
     "checkpoint.dirpath": "Folder of the checkpoints; null: <trainer.default_root_dir>/<project>/<id>/checkpoints.",
     "trainer.default_root_dir": "Folder of all runs; each has a folder <project>/<id> in it.",
-    "trainer.logger": "A logger besides TensorBoard and CSV, such as WandbLogger; false: no logger at all.",
+    "trainer.logger": "A logger besides fit's, TensorBoard and metrics.csv, such as WandbLogger; false: none at all.",
     "checkpoint.save_last": "Leave it false: last.ckpt is always written, as often as the best one is looked for.",
     "ckpt_path": 'A checkpoint, or "last" or "best" of the run. The command line decides, not the checkpoint.',
 }

@@ -11,10 +11,12 @@ from typing import Any, get_args
 import pytorch_lightning as pl
 from lightning_fabric.utilities.data import _auto_add_worker_init_fn
 from pytorch_lightning.__version__ import version
+from pytorch_lightning.callbacks import ProgressBar, model_summary
 from pytorch_lightning.cli import LightningArgumentParser
 from pytorch_lightning.trainer.connectors import data_connector
 from pytorch_lightning.trainer.connectors.checkpoint_connector import _CheckpointConnector
 from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
+from pytorch_lightning.utilities.model_summary.model_summary import _format_summary_table
 
 from nonlocal_nets.run.signals import SIGNALS
 
@@ -27,6 +29,9 @@ if not version.startswith(f"{WRITTEN_FOR}."):
 warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated", category=FutureWarning)
 # It cannot know that the order of the samples is resumed (repeatable.py).
 warnings.filterwarnings("ignore", message="You're resuming from a checkpoint that ended before the epoch ended")
+# It would have more workers and more rows whatever the data, and a resumed run's folder has checkpoints.
+for message in ("does not have many workers", "is smaller than the logging interval", "exists and is not empty"):
+    warnings.filterwarnings("ignore", message=f".*{message}", module="pytorch_lightning")
 # And it advertises a cloud service.
 logging.getLogger("pytorch_lightning.utilities.rank_zero").addFilter(lambda record: " Tip: " not in record.getMessage())
 
@@ -40,7 +45,7 @@ def counts_before_fractions(parser: LightningArgumentParser) -> None:
     for action in parser._actions:
         types = get_args(getattr(action, "_typehint", None))
         if action.dest.startswith("trainer.") and int in types and float in types:
-            ordered = sorted(types, key=lambda kind: kind is float)
+            ordered = sorted(types, key=lambda kind: (kind is not int, kind is not float))
             action._typehint = reduce(or_, ordered)  # type: ignore[attr-defined]
 
 
@@ -61,6 +66,25 @@ def prepare(trainer: pl.Trainer) -> None:
     """Leave signals and checkpoints to this package."""
     trainer._signal_connector = NoHandlers(trainer)
     trainer._checkpoint_connector = NoOtherRun(trainer)
+    for callback in trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, ProgressBar):
+            callback.get_metrics = partial(_shown, callback.get_metrics)  # type: ignore[method-assign]
+
+
+def _shown(metrics: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
+    """What a progress bar shows beside epoch and time: the loss and the metrics, not also the name of the run."""
+    return {name: value for name, value in metrics(*args).items() if name != "v_num"}
+
+
+def _summary_table(*args: Any) -> str:
+    """Without what is known only of models that have an example_input_array."""
+    *figures, flops = args[:5]
+    columns = [column for column in args[5:] if flops or column[0] != "FLOPs"]
+    table = _format_summary_table(*figures, flops, *columns)
+    return table if flops else table.removesuffix("Total Flops").rstrip("0 \n")
+
+
+model_summary._format_summary_table = _summary_table  # type: ignore[attr-defined,assignment]
 
 
 def deaf(then: Callable[[int], None] | None, worker: int) -> None:

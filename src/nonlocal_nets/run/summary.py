@@ -4,7 +4,8 @@ import time
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info
 
@@ -46,6 +47,10 @@ class Summary(pl.Callback):
         lines = self.lines(trainer, "val")
         if self.samples:  # none where a run that had ended is resumed
             lines["speed"] = f"{self.samples / training:.1f} samples/s in training ({self.samples} samples)"
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
+                reason = str(callback.stopping_reason_message).removesuffix(" Signaling Trainer to stop.")
+                lines["ended"] = f"early, in epoch {callback.stopped_epoch}: {reason}"
         checkpoint = trainer.checkpoint_callback
         if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_score is not None:
             best = f"{checkpoint.monitor} {checkpoint.best_model_score:.4f}"
