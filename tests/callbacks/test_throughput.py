@@ -119,6 +119,28 @@ def test_what_is_logged(tmp_path):
     trainer.predict(task, loader, return_predictions=False)
 
 
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_a_run_that_is_resumed_in_the_middle_of_an_epoch(tmp_path):
+    loader = DataLoader([{"x": torch.randn(3, 8, 8)} for _ in range(16)], batch_size=4)
+    checkpoint, task = None, None
+    for steps in (2, 4):
+        logger, task = Logger(tmp_path), Task()
+        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+        trainer = pl.Trainer(
+            callbacks=[Throughput(window_size=2)],
+            accelerator="cpu",
+            max_steps=steps,
+            limit_val_batches=0,
+            log_every_n_steps=1,
+            logger=logger,
+            **quiet,
+        )
+        trainer.fit(task, loader, loader, ckpt_path=checkpoint)
+        checkpoint = tmp_path / "half.ckpt"
+        trainer.save_checkpoint(checkpoint)
+    assert task.flops_per_batch == 2 * 2 * 4 * 64 * 3 * 5
+
+
 @pytest.mark.parametrize("missing", ["network", "inputs", "num_samples"])
 def test_a_module_that_is_no_task(missing):
     given = {"network": nn.Identity(), "inputs": None, "num_samples": None}

@@ -26,7 +26,6 @@ def help_of(args, capsys):
 def test_every_argument_has_a_sentence_a_type_and_a_default(args, capsys):
     text = help_of(args, capsys)
     blocks = [" ".join(block.split()) for block in re.findall(r"^  --\S.*(?:\n {6,}.*)*", text, re.M)]
-    groups = "(trainer|checkpoint|non_finite) CON"
     arguments = [
         block
         for block in blocks

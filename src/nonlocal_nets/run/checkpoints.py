@@ -94,6 +94,10 @@ class BestCheckpoint(ModelCheckpoint):
 
     def __init__(self, monitor: str | None = None, mode: str | None = None, **kwargs: Any) -> None:
         super().__init__(monitor=monitor or "of the task", mode=mode or "min", **kwargs)
+        try:
+            self._format_checkpoint_name(self.filename, {"epoch": torch.tensor(0), "step": torch.tensor(0)})
+        except ValueError as error:
+            raise ValueError(f"checkpoint.filename={self.filename!r} is no format: {error}") from error
         self.given_monitor, self.given_mode, self.mode_is_known = monitor, mode, mode is not None
         self.resumed, self.of_validation, self.validated_step = False, False, -1
 
