@@ -1,5 +1,7 @@
 """Every row of the paper's video tables has a yaml, whose header names it, and which is the network of that row."""
 
+import contextlib
+import io
 import re
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import yaml
 
 from nonlocal_nets.run.cli import main
 from nonlocal_nets.tasks import VideoClassification
-from tests.build import build
+from tests.build import OPTIONS, build
 
 ROOT = Path(__file__).parents[1]
 VIDEO = ROOT / "configs" / "video"
@@ -59,6 +61,9 @@ ROWS = {  # as the paper reports them: top-1 and top-5 on Kinetics, or mAP on Ch
     "Table 4, I3D (ours)": "35.5",
     "Table 4, NL I3D (ours)": "37.5",
 }
+GROUPS = ("data", "model", "trainer", "init_args", *OPTIONS)  # of which an overlay changes a part
+# one of each table, and what the others have not
+COMMANDS = ("2a_dot_product", "2b_res5", "2c_r101_10_blocks", "2d_r50_time", "2g_r50_nl_i3d", "4_nl_i3d")
 # [calc] of the number of parameters with 400 classes, to the unit where known
 PARAMETERS = {
     "kinetics": 24_327_632,
@@ -72,13 +77,14 @@ def header(path):
     return re.match(r"(#.*\n)+", path.read_text())[0]
 
 
-def resolved(path, capsys, *args):
+def resolved(path, *args):
     """The config that the command in a yaml's header resolves to."""
     overlays = [] if path in BASES else ["--config", str(path)]
     base = BASES["charades" in header(path)]
-    with pytest.raises(SystemExit):
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), pytest.raises(SystemExit):
         main(["fit", "--config", str(base), *overlays, *args, "--print_config"])
-    return yaml.safe_load(capsys.readouterr().out)
+    return yaml.safe_load(text.getvalue())
 
 
 def test_every_row_is_named_once_with_what_the_paper_reports():
@@ -94,12 +100,41 @@ def test_every_row_is_named_once_with_what_the_paper_reports():
     assert named.keys() == ROWS.keys()
 
 
+@pytest.fixture(scope="module")
+def bases():
+    """The resolved configs of the two experiments."""
+    return {path.stem: resolved(path) for path in BASES}
+
+
+def merged(base, overlay):
+    """An overlay on a resolved config, which has each of its keys."""
+    assert overlay.keys() <= base.keys()
+    inner = {name: merged(base[name], value) for name, value in overlay.items() if name in GROUPS}
+    return base | overlay | inner
+
+
 @pytest.mark.parametrize("path", PAPER, ids=lambda path: path.stem)
-def test_each_resolves_and_its_command_is_true(path, capsys):
+def test_each_has_its_command_and_changes_what_there_is(path, bases):
+    base = "charades" if path.stem.startswith("4") else "kinetics"
+    config = merged(bases[base], yaml.safe_load(path.read_text()))
+    check(path, config)
+    for name, kind in OPTIONS.items():
+        kind(**config["model"]["init_args"][name])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, marks=[pytest.mark.slow] * (path.stem not in COMMANDS)) for path in PAPER],
+    ids=lambda path: path.stem,
+)
+def test_each_resolves_and_its_command_is_true(path):
+    check(path, resolved(path))
+
+
+def check(path, config):
     base = "charades" if path.stem.startswith("4") else "kinetics"
     args = f"--config configs/video/{base}.yaml --config configs/video/paper/{path.name}"
     assert f"python train.py fit {args}\n" in header(path)
-    config = resolved(path, capsys)
     model = config["model"]["init_args"]
     overlay = yaml.safe_load(path.read_text())["model"]["init_args"]
     for name, value in overlay.items():  # the keys that it has, and the others as they were
@@ -112,15 +147,15 @@ def test_each_resolves_and_its_command_is_true(path, capsys):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_networks_have_the_papers_parameters(name, capsys):
+def test_networks_have_the_papers_parameters(name):
     path = VIDEO / "kinetics.yaml" if name == "kinetics" else VIDEO / "paper" / f"{name}.yaml"
-    arguments = resolved(path, capsys)["model"]["init_args"] | {"num_classes": 400, "input_size": (3, 16, 32, 32)}
+    arguments = resolved(path)["model"]["init_args"] | {"num_classes": 400, "input_size": (3, 16, 32, 32)}
     network = build(VideoClassification, arguments).network
     assert sum(p.numel() for p in network.parameters()) == PARAMETERS[name]
 
 
-def test_128_frames_have_groups_of_four_in_res3_only(capsys):
-    arguments = resolved(VIDEO / "paper" / "2g_r50_nl_i3d.yaml", capsys)["model"]["init_args"]
+def test_128_frames_have_groups_of_four_in_res3_only():
+    arguments = resolved(VIDEO / "paper" / "2g_r50_nl_i3d.yaml")["model"]["init_args"]
     arguments |= {"num_classes": 5, "input_size": (3, 32, 32, 32), "freeze_norm": False}
     windows = {
         name: block.window

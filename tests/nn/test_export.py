@@ -29,8 +29,17 @@ def images(shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape)))
 
 
-@pytest.mark.parametrize("pool", [None, 2])
-@pytest.mark.parametrize("pairwise", PAIRWISE)
+FAST = {("gaussian", None), ("embedded_gaussian", 2), ("concatenation", 2)}
+
+
+@pytest.mark.parametrize(
+    ("pairwise", "pool"),
+    [
+        pytest.param(pairwise, pool, marks=[pytest.mark.slow] * ((pairwise, pool) not in FAST))
+        for pairwise in PAIRWISE
+        for pool in (None, 2)
+    ],
+)
 def test_export_with_any_batch_and_size(pairwise, pool):
     block = make(pairwise, pool=pool)
     exported = torch.export.export(block, (images((2, C, 8, 6)),), dynamic_shapes=dynamic(pool)).module()

@@ -58,7 +58,12 @@ MODELS = {  # how it is made, an input, where blocks go, and the modules after w
 }
 
 
-@pytest.fixture(scope="module", params=MODELS)
+SLOW = ("resnet50", "regnety_002", "efficientnet_b0")  # of two dimensions, like convnext_atto and vgg11
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in MODELS]
+)
 def setup(request):
     """A model in eval mode, an input, where blocks go, where they then stand, and the outputs before."""
     make, size, at, hosts = MODELS[request.param]

@@ -49,9 +49,17 @@ def test_the_meter_sees_a_map():
     assert operations.largest == 512 * 512
 
 
-@pytest.mark.parametrize("autocast", [False, True])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("pairwise", PAIRWISE)
+@pytest.mark.parametrize(
+    ("pairwise", "masked", "autocast"),
+    [
+        pytest.param(
+            pairwise, masked, autocast, marks=[pytest.mark.slow] * (pairwise in SOFTMAX and masked != autocast)
+        )
+        for pairwise in PAIRWISE
+        for masked in (False, True)
+        for autocast in (False, True)
+    ],
+)
 def test_memory_grows_linearly(pairwise, masked, autocast):
     """Four times the positions take at most 4.4 times the memory, and no tensor comes near an N x M map."""
     small, large = (measure(pairwise, n, masked, autocast) for n in (2048, 8192))
@@ -117,13 +125,14 @@ def test_the_traps_are_there():
 )
 def test_the_block_runs_the_tiled_kernel(pairwise, masked, channels_last):
     """Also for the plain Gaussian, whose queries are twice as wide as its values, and for an image in either format."""
-    block, x, mask = setting(pairwise, 8192, masked)
-    x = x.detach().unflatten(2, (128, 64))
+    rows = 128 if pairwise == "gaussian" else 64  # fewer positions of this one have a faster form
+    block, x, mask = setting(pairwise, rows * 64, masked)
+    x = x.detach().unflatten(2, (rows, 64))
     x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
     with Operations() as operations:
-        step(block, x.requires_grad_(), None if mask is None else mask.unflatten(1, (128, 64)))
+        step(block, x.requires_grad_(), None if mask is None else mask.unflatten(1, (rows, 64)))
     assert operations.names.count(FLASH) == operations.names.count(f"{FLASH}_backward") == 1
-    assert operations.largest < 8192 * 8192 / 4
+    assert operations.largest < (rows * 64) ** 2 / 4
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"window": (2048,)}])

@@ -3,6 +3,7 @@
 import os
 import re
 import runpy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import yaml
 
 import nonlocal_nets as nln
+from nonlocal_nets.run import claim
 from nonlocal_nets.run.checkpoints import LastCheckpoint
 from nonlocal_nets.run.cli import main
 from tests.conftest import LEFT_BY_MAIN
@@ -40,6 +42,28 @@ def fit(*words: str):
 
 def last(cli) -> dict:
     return torch.load(cli.run_folder / "checkpoints" / "last.ckpt", weights_only=True)
+
+
+FIRST_IS_BEST = ["--checkpoint.monitor=epoch", "--checkpoint.mode=min"]
+
+
+@pytest.fixture(scope="module")
+def run_of_the_module(tmp_path_factory):
+    """Its folder, and the command line: two epochs, of which the first is the best."""
+    here, folder = Path.cwd(), tmp_path_factory.mktemp("run")
+    os.chdir(folder)
+    try:
+        return folder, fit("--id=worse", "--trainer.max_epochs=2", *FIRST_IS_BEST, "--model.optimizer.lr=0.01")
+    finally:
+        os.chdir(here)
+
+
+@pytest.fixture
+def worse(run_of_the_module):
+    """The command line of that run, and a copy of its folder here."""
+    folder, cli = run_of_the_module
+    shutil.copytree(folder / "runs", "runs")
+    return cli
 
 
 def test_train_alone_prints_the_manual(monkeypatch, capsys):
@@ -105,7 +129,7 @@ def test_a_value_two_levels_down_is_changed_alone(tmp_path):
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text("model:\n  init_args:\n    blocks:\n      pool: 2\n    optimizer:\n      weight_decay: 0.5\n")
     args = ["--config", str(overlay), "--model.blocks.pool_position=embedding", "--model.blocks.inner_channels=null"]
-    cli = fit("--id=nested", *args)
+    cli = fit("--id=nested", "--trainer.max_epochs=0", *args)
     saved = yaml.safe_load((cli.run_folder / "config.yaml").read_text())["model"]["init_args"]
     changed = {"pool": 2, "pool_position": "embedding", "inner_channels": None}
     assert saved["blocks"].items() >= ({"at": "layer3", "pairwise": "embedded_gaussian"} | changed).items()
@@ -115,11 +139,12 @@ def test_a_value_two_levels_down_is_changed_alone(tmp_path):
 
 
 def test_one_batch_is_a_count_and_not_the_whole_epoch():
-    for name in ("train", "val", "test", "predict"):
-        cli = fit("--trainer.max_epochs=0", f"--trainer.limit_{name}_batches=1", f"--id={name}")
-        saved = yaml.safe_load((cli.run_folder / "config.yaml").read_text())["trainer"][f"limit_{name}_batches"]
-        assert (saved, type(saved)) == (1, int)
-        limit = getattr(cli.trainer, f"limit_{name}_batches")
+    names = [f"limit_{name}_batches" for name in ("train", "val", "test", "predict")]
+    cli = fit("--trainer.max_epochs=0", *(f"--trainer.{name}=1" for name in names), "--id=one")
+    saved = yaml.safe_load((cli.run_folder / "config.yaml").read_text())["trainer"]
+    for name in names:
+        assert (saved[name], type(saved[name])) == (1, int)
+        limit = getattr(cli.trainer, name)
         assert (limit, type(limit)) == (1, int)
     cli = fit("--id=all", "--trainer.limit_train_batches=1.0", "--data.train_samples=8")
     assert cli.trainer.global_step == 2
@@ -137,41 +162,37 @@ def test_the_saved_config_repeats_the_run_bit_for_bit():
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # it should, on a resume
 def test_ckpt_path_last_goes_on_where_the_run_stopped():
-    whole = fit("--id=whole", "--trainer.max_epochs=2")
     half = fit("--id=half", "--trainer.max_epochs=2", "--trainer.max_steps=3")
     assert last(half)["global_step"] == 3
     resumed = fit("--id=half", "--trainer.max_epochs=2", "--ckpt_path=last")
-    assert last(resumed)["global_step"] == last(whole)["global_step"] == 6
+    assert last(resumed)["global_step"] == resumed.trainer.global_step == 6
     config = yaml.safe_load((resumed.run_folder / "config.yaml").read_text())
     assert config["trainer"]["max_steps"] == -1, "the config is that of the last start"
 
 
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")  # another run's checkpoint
-def test_the_command_line_beats_the_checkpoint():
-    first = fit("--id=first", "--model.optimizer.lr=0.01")
-    checkpoint = str(first.run_folder / "checkpoints" / "last.ckpt")
-    cli = fit("--id=second", "--model.optimizer.lr=0.02", "--trainer.max_epochs=2", f"--ckpt_path={checkpoint}")
+def test_the_command_line_beats_the_checkpoint(worse):
+    checkpoint = f"--ckpt_path={worse.run_folder}/checkpoints/last.ckpt"
+    cli = fit("--id=second", "--model.optimizer.lr=0.02", "--trainer.max_epochs=3", *FIRST_IS_BEST, checkpoint)
+    assert cli.trainer.global_step == 9
+    assert worse.model.optimizer.lr == 0.01
     assert cli.model.optimizer.lr == 0.02, "the guard against Lightning's _parse_ckpt_path"
 
 
-def test_the_number_of_classes_comes_from_the_data():
-    assert fit("--id=first").model.network.fc.out_features == 2
+def test_the_number_of_classes_comes_from_the_data(worse):
+    assert worse.model.network.fc.out_features == 2
 
 
-def test_without_blocks_and_with(caplog):
-    bare, blocked = fit("--id=bare", "--model.blocks.at=none"), fit("--id=blocked")
-    bare_names, names = set(last(bare)["state_dict"]), set(last(blocked)["state_dict"])
+def test_without_blocks_and_with(worse):
+    bare = fit("--id=bare", "--model.blocks.at=none")
+    bare_names, names = set(last(bare)["state_dict"]), set(last(worse)["state_dict"])
     assert bare_names < names
     assert {name.split(".")[4] for name in names - bare_names} == {"theta", "phi", "g", "out", "norm"}
 
 
-def test_id_defaults_to_the_slurm_job(monkeypatch):
-    monkeypatch.setenv("SLURM_JOB_ID", "1234")
-    assert fit().run_folder == Path("runs/cued_digits/1234")
-
-
 def test_id_defaults_to_the_time():
-    assert re.fullmatch(r"\d{8}-\d{6}", fit().run_folder.name)
+    """Runs with such ids, and those of SLURM jobs: tests/run/test_choice.py."""
+    assert re.fullmatch(r"\d{8}-\d{6}", claim.stamp())
 
 
 def test_blocks_as_counts_on_the_command_line():
@@ -179,27 +200,27 @@ def test_blocks_as_counts_on_the_command_line():
         "--model.backbone=resnet10t",
         "--model.blocks.at={layer1: 1, layer2: 1}",
     )
-    cli = fit("--id=counts", *words, "--model.blocks.window=[2, null]")
-    assert sum(".theta.weight" in name for name in last(cli)["state_dict"]) == 2
+    cli = fit("--id=counts", "--trainer.max_epochs=0", *words, "--model.blocks.window=[2, null]")
+    assert [block.window for block in nln.blocks(cli.model).values()] == [(2, None)] * 2
 
 
-def test_last_is_the_last_though_it_is_not_the_best():
+def test_last_is_the_last_though_it_is_not_the_best(worse):
     """Lightning 2.6 writes its last.ckpt only together with a new best one: a run would go on from there."""
-    cli = fit("--id=worse", "--trainer.max_epochs=3", "--checkpoint.monitor=epoch", "--checkpoint.mode=min")
-    checkpoints = cli.run_folder / "checkpoints"
+    checkpoints = worse.run_folder / "checkpoints"
     assert {path.name for path in checkpoints.iterdir()} == {"last.ckpt", "epoch=0-step=3.ckpt"}
-    assert last(cli)["global_step"] == 9
+    assert last(worse)["global_step"] == 6
 
 
-def test_best_is_that_of_the_run_and_tests_its_weights():
-    first = fit("--id=worse", "--trainer.max_epochs=2", "--checkpoint.monitor=epoch", "--checkpoint.mode=min")
-    config = str(first.run_folder / "config.yaml")
-    figures = {
-        given: main(["test", "--config", config, f"--ckpt_path={given}"]).model.network.fc.weight.clone()
-        for given in ("best", "last", str(first.run_folder / "checkpoints" / "epoch=0-step=3.ckpt"))
-    }
-    best, newest, named = figures.values()
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # a copy of a run
+def test_best_is_that_of_the_run_and_tests_its_weights(worse):
+    config, checkpoints = str(worse.run_folder / "config.yaml"), worse.run_folder / "checkpoints"
+    best, newest = (
+        main(["test", "--config", config, f"--ckpt_path={given}"]).model.network.fc.weight.clone()
+        for given in ("best", "last")
+    )
+    named = torch.load(checkpoints / "epoch=0-step=3.ckpt", weights_only=True)["state_dict"]["network.fc.weight"]
     assert torch.equal(best, named)
+    assert torch.equal(newest, last(worse)["state_dict"]["network.fc.weight"])
     assert not torch.equal(best, newest)
 
 
@@ -216,21 +237,16 @@ def test_last_is_written_as_often_as_the_user_wants_checkpoints_and_at_the_end(m
     assert last(fit("--id=often", *words))["global_step"] == 2
 
 
-@pytest.mark.parametrize(
-    ("words", "names"),
-    [
-        ([], ["TensorBoardLogger", "Curve"]),
-        (["--trainer.logger=false"], []),
-        (
-            ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=more"],
-            ["TensorBoardLogger", "Curve", "CSVLogger"],
-        ),
-    ],
-    ids=["by default", "none", "one more"],
-)
-def test_loggers(words, names):
-    cli = fit("--id=logged", "--trainer.max_epochs=0", *words)
+def check_loggers(cli, names, folders):
     assert [type(logger).__name__ for logger in cli.trainer.loggers] == names
-    folders = [Path("runs/cued_digits/logged"), Path("runs/cued_digits/logged"), Path("more")]
-    for logger, folder in zip(cli.trainer.loggers, folders, strict=False):
+    for logger, folder in zip(cli.trainer.loggers, folders, strict=True):
         assert Path(logger.log_dir).is_relative_to(folder)
+
+
+def test_loggers(worse):
+    names, run = ["TensorBoardLogger", "Curve"], Path("runs/cued_digits")
+    check_loggers(worse, names, [run / "worse"] * 2)
+    more = ["--trainer.logger=CSVLogger", "--trainer.logger.save_dir=more"]
+    cli = fit("--id=more", "--trainer.max_epochs=0", *more)
+    check_loggers(cli, [*names, "CSVLogger"], [run / "more", run / "more", Path("more")])
+    check_loggers(fit("--id=none", "--trainer.max_epochs=0", "--trainer.logger=false"), [], [])

@@ -10,6 +10,7 @@ import torch
 
 from nonlocal_nets.data import image_folder
 from nonlocal_nets.nn.backbones.image import LocalConvNet
+from nonlocal_nets.run.checkpoints import load
 from nonlocal_nets.run.cli import main
 from nonlocal_nets.run.errors import debug, readable
 
@@ -68,7 +69,25 @@ def in_an_empty_folder(tmp_path_factory, monkeypatch):
     monkeypatch.delenv("JSONARGPARSE_DEBUG", raising=False)
 
 
-@pytest.mark.parametrize("word", WORDS)
+# what a constructor refuses, tested there: fast are those of the command line, and one of each kind of class
+REFUSED_ELSEWHERE = (
+    "schedule",
+    "optimizer.name",
+    "backbone",
+    "blocks.pairwise",
+    "blocks.window",
+    "blocks.at",
+    "weights",
+)
+WORDS_BY_SPEED = [
+    pytest.param(
+        word, marks=[pytest.mark.slow] * word.startswith(tuple(f"--model.{name}" for name in REFUSED_ELSEWHERE))
+    )
+    for word in WORDS
+]
+
+
+@pytest.mark.parametrize("word", WORDS_BY_SPEED)
 def test_bad_word(word, capsys):
     assert error_of(capsys, word).startswith(WORDS[word])
 
@@ -117,13 +136,15 @@ def test_debug_shows_the_traceback(monkeypatch):
 def test_checkpoints_that_do_not_fit(tmp_path, capsys):
     broken = tmp_path / "broken.ckpt"
     broken.write_bytes(b"no checkpoint at all")
-    assert "broken.ckpt' is not a checkpoint" in checkpoint_error(capsys, str(broken))
+    with pytest.raises(ValueError, match=r"broken\.ckpt' is not a checkpoint"):
+        load(broken)
     other = tmp_path / "other.ckpt"
     network = LocalConvNet(5)
     torch.save({"state_dict": {f"network.{name}": value for name, value in network.state_dict().items()}}, other)
     message = checkpoint_error(capsys, str(other), "--model.blocks.at=none")
     assert "network.fc.weight (5, 32), here (2, 32)" in message
-    assert "no weight file" in checkpoint_error(capsys, str(tmp_path / "none.ckpt"))
+    with pytest.raises(ValueError, match="no weight file"):
+        load(tmp_path / "none.ckpt")
     assert "no checkpoint that can be read in runs/cued_digits/new/checkpoints" in checkpoint_error(capsys, "last")
 
 
@@ -134,6 +155,7 @@ def checkpoint_error(capsys, path, *words):
     return capsys.readouterr().err.splitlines()[-1]
 
 
+@pytest.mark.slow  # fast, in this process: test_bad_word
 def test_a_process_ends_with_code_2_and_one_line_on_stderr():
     command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", CONFIG, "--model.optimizer.lr=-1"]
     ended = subprocess.run(command, capture_output=True, text=True)

@@ -23,8 +23,9 @@ def help_of(args, capsys):
 
 
 @pytest.mark.parametrize("args", COMMANDS, ids=" ".join)
-def test_every_argument_has_a_sentence_a_type_and_a_default(args, capsys):
+def test_the_usage_is_one_line_and_every_argument_has_a_sentence_a_type_and_a_default(args, capsys):
     text = help_of(args, capsys)
+    assert re.match(r"usage: \S+.*\n\n", text)
     blocks = [" ".join(block.split()) for block in re.findall(r"^  --\S.*(?:\n {6,}.*)*", text, re.M)]
     arguments = [
         block
@@ -40,26 +41,17 @@ def test_every_argument_has_a_sentence_a_type_and_a_default(args, capsys):
     assert not re.search(r"``|:\w+:`|<class", text), "markup"
 
 
-@pytest.mark.parametrize("args", COMMANDS, ids=" ".join)
-def test_the_usage_is_one_line(args, capsys):
-    assert re.match(r"usage: \S+.*\n\n", help_of(args, capsys))
-
-
 def test_train_help_names_the_commands(capsys):
     text = help_of(["--help"], capsys)
     assert all(re.search(rf"^    {command} ", text, re.M) for command in ("fit", "validate", "test", "predict"))
 
 
-def test_where_the_command_line_differs_from_lightnings_documentation(capsys):
-    text = "".join(help_of(["fit", "--help"], capsys).split())
+def test_where_it_differs_from_lightnings_documentation(capsys):
+    text = help_of(["fit", "--help"], capsys)
     for name, ours in OURS.items():
-        assert "".join(ours.split()) in text, name
-
-
-def test_a_default_of_none_is_what_lightning_makes_of_it(capsys):
-    text = " ".join(help_of(["fit", "--help"], capsys).split())
-    found = re.search(r"--trainer.enable_progress_bar .*?default: (\w+)\)", text)
-    assert found[1] == "True"
+        assert "".join(ours.split()) in "".join(text.split()), name
+    found = re.search(r"--trainer.enable_progress_bar .*?default: (\w+)\)", " ".join(text.split()))
+    assert found[1] == "True", "a default of None is what Lightning makes of it"
 
 
 def test_explain_drops_markup_and_takes_the_default_out():

@@ -26,6 +26,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*could not find the monitored key"),  # of a run that ends before validation
 ]
 CONFIG = "runs/default/x/config.yaml"
+LAST = Path("runs/default/x/checkpoints/last.ckpt")
+FIRST_IS_BEST = ["--checkpoint.monitor=epoch", "--checkpoint.mode=min"]
 
 
 def fit(*args):
@@ -41,43 +43,67 @@ def is_of(cli, path):
     return torch.equal(cli.model.network.fc.weight, weight)
 
 
-def test_the_best_checkpoint_is_taken_and_named(caplog, refused):
-    assert "no checkpoint in " in refused(main, ["test", *SMALL])
-    assert not Path("runs").exists()
-    run = fit("--checkpoint.monitor=epoch", "--checkpoint.mode=min")
-    checkpoints = run.run_folder / "checkpoints"
-    (best,) = checkpoints.glob("epoch=*.ckpt")
-    for verb, more in (("test", []), ("validate", []), ("predict", ["--data.path=data/val"])):
+@pytest.fixture(scope="module")
+def run_of_the_module(tmp_path_factory):
+    """Two epochs, of which the first is the best."""
+    folder = tmp_path_factory.mktemp("run")
+    here = Path.cwd()
+    os.chdir(folder)
+    try:
+        image_folder.fake("data")
+        fit(*FIRST_IS_BEST)
+    finally:
+        os.chdir(here)
+    return folder
+
+
+@pytest.fixture
+def trained(run_of_the_module, tmp_path):
+    """A copy of that run, and the folder of its checkpoints."""
+    shutil.copytree(run_of_the_module / "runs", tmp_path / "runs")
+    return LAST.parent
+
+
+def test_the_best_checkpoint_is_taken_and_named(trained, caplog, refused):
+    (best,) = trained.glob("epoch=*.ckpt")
+    for verb, more in (("test", []), ("predict", ["--data.path=data/val"])):
         caplog.clear()
         cli = of_the_run(verb, *more)
         assert is_of(cli, best)
-        assert not is_of(cli, checkpoints / "last.ckpt")
+        assert not is_of(cli, LAST)
         assert f"from the best checkpoint, {best}" in caplog.text
     best.unlink()
     caplog.clear()
-    assert is_of(of_the_run("test"), checkpoints / "last.ckpt")
+    assert is_of(of_the_run("validate"), LAST)
     assert "from the last checkpoint, runs/default/x/checkpoints/last.ckpt" in caplog.text
-    shutil.rmtree(checkpoints)
-    table = (run.run_folder / "predictions.csv").read_bytes()
+    shutil.rmtree(trained)
+    table = Path("runs/default/x/predictions.csv").read_bytes()
     advice = "give --config=<run>/config.yaml or --ckpt_path=<file>; an untrained network: --ckpt_path=initial"
-    assert refused(of_the_run, "predict", "--data.path=data/val") == f"no checkpoint in {checkpoints}; {advice}"
-    assert (run.run_folder / "predictions.csv").read_bytes() == table
-    assert of_the_run("validate", "--ckpt_path=initial").checkpoint is None
+    assert refused(of_the_run, "predict", "--data.path=data/val") == f"no checkpoint in {trained}; {advice}"
+    assert Path("runs/default/x/predictions.csv").read_bytes() == table
 
 
-def test_weights_to_start_from_may_be_tested_but_a_run_s_checkpoints_come_first(caplog):
-    first = fit()
-    weights = f"--model.weights={first.run_folder}/checkpoints/last.ckpt"
+def test_a_command_without_a_run_leaves_no_folder(refused):
+    assert "no checkpoint in " in refused(main, ["test", *SMALL])
+    assert not Path("runs").exists()
+
+
+def test_weights_to_start_from_may_be_tested_but_a_run_s_checkpoints_come_first(trained, caplog):
+    (best,) = trained.glob("epoch=*.ckpt")
+    weights = f"--model.weights={LAST}"
     main(["test", *SMALL, weights, "--id=y"])
     assert "from the weights runs/default/x/checkpoints/last.ckpt" in caplog.text
-    tuned = fit("--id=z", weights)
-    cli = main(["test", "--config", str(tuned.run_folder / "config.yaml")])
-    assert Path(cli.args.ckpt_path).parent == tuned.run_folder / "checkpoints"
+    assert of_the_run("test", weights).checkpoint.samefile(best)
 
 
-def test_a_resumed_run_is_tested_by_its_best_checkpoint_too():
-    fit()
-    fit("--trainer.max_epochs=3", "--ckpt_path=last")
+def test_a_resumed_run_is_tested_by_its_best_checkpoint_too(trained, caplog):
+    """And what has changed of its options is said."""
+    more = ["--model.optimizer.lr=0.5", "--model.mixup=0.2", "--model.loss.label_smoothing=0.1"]
+    cli = fit("--ckpt_path=last", "--trainer.max_epochs=3", *FIRST_IS_BEST, *more)
+    assert cli.trainer.global_step == 9
+    named = "loss.label_smoothing=0.0, here 0.1; optimizer.lr=0.001, here 0.5; mixup=0.0, here 0.2"
+    assert f"which was trained with {named}; its learning rate is kept" in caplog.text
+    assert cli.trainer.optimizers[0].param_groups[0]["initial_lr"] == 0.001
     assert yaml.safe_load(Path(CONFIG).read_text())["ckpt_path"] is None
     assert Path(of_the_run("test").args.ckpt_path).name.startswith("epoch=")
 
@@ -87,21 +113,27 @@ def rename(before, after):
         Path("data", part, before).rename(Path("data", part, after))
 
 
-def test_classes_with_other_names(refused):
-    fit()
+def check(data, resume=False, network=None):
+    """What a command does once it has the network and the data."""
+    check_checkpoint(LAST, load(LAST), network or model(), data, resume)
+
+
+def test_classes_with_other_names(trained, refused):
     rename("ant", "zebra")
     expected = "was trained on other classes than the data have; only in the checkpoint: ant; only in the data: zebra"
-    for verb, *args in (("test",), ("validate",), ("predict", "--data.path=data/val")):
-        assert expected in refused(of_the_run, verb, *args)
-    assert expected in refused(fit, "--ckpt_path=last", "--trainer.max_epochs=3")
+    assert expected in refused(of_the_run, "predict", "--data.path=data/val")
+    for resume in (False, True):
+        with pytest.raises(ValueError, match=expected):
+            check(ImageFolder("data", 16), resume)
     rename("zebra", "ant")
     for part in ("train", "val"):
         shutil.copytree(f"data/{part}/ant", f"data/{part}/ape")
-    assert "only in the checkpoint: none; only in the data: ape" in refused(of_the_run, "test")
+    four = ImageClassification(4, "local_convnet", (3, 16, 16), Blocks(at="layer3"))
+    with pytest.raises(ValueError, match="only in the checkpoint: none; only in the data: ape"):
+        check(ImageFolder("data", 16), network=four)
 
 
-def test_predict_needs_no_training_data():
-    fit("--trainer.max_epochs=1")
+def test_predict_needs_no_training_data(trained):
     rows = []
     for k in range(2):
         of_the_run("predict", "--data.path=data/val" if k == 0 else "--data.path=kept")
@@ -113,19 +145,16 @@ def test_predict_needs_no_training_data():
     assert rows[0] == rows[1]
 
 
-def test_another_normalisation(refused):
-    fit("--trainer.max_epochs=1")
-    line = refused(of_the_run, "test", "--data.mean=[0.5,0.5,0.5]")
-    assert "was trained with mean=[0.485, 0.456, 0.406], here [0.5, 0.5, 0.5]" in line
+def test_another_normalisation(trained):
+    line = re.escape("was trained with mean=[0.485, 0.456, 0.406], here [0.5, 0.5, 0.5]")
+    with pytest.raises(ValueError, match=line):
+        check(ImageFolder("data", 16, mean=(0.5, 0.5, 0.5)))
     of_the_run("test", "--data.image_size=20")
 
 
 def model(blocks=None, **arguments):
     blocks = Blocks(**{"at": "layer3"} | (blocks or {}))
     return ImageClassification(3, "local_convnet", (3, 16, 16), blocks, **arguments)
-
-
-LAST = Path("runs/default/x/checkpoints/last.ckpt")
 
 
 @pytest.mark.parametrize(
@@ -143,7 +172,7 @@ LAST = Path("runs/default/x/checkpoints/last.ckpt")
 def test_another_network(trained, blocks, named):
     for resume in (False, True):
         with pytest.raises(ValueError, match=re.escape(f"was trained with {named}")):
-            check_checkpoint(LAST, load(LAST), model(blocks), ImageFolder("data", 16), resume)
+            check(ImageFolder("data", 16), resume, model(blocks))
 
 
 def test_whatever_the_verb(refused, trained):
@@ -151,24 +180,6 @@ def test_whatever_the_verb(refused, trained):
     assert refused(of_the_run, "predict", "--data.path=data/val", "--model.blocks.pool=2").endswith(named)
     line = refused(of_the_run, "fit", "--ckpt_path=last", "--trainer.max_epochs=3", "--model.blocks.pool=2")
     assert line.endswith(f"{named}; to start from its weights: --model.weights=<file>")
-
-
-@pytest.fixture(scope="module")
-def run_of_the_module(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    here = Path.cwd()
-    os.chdir(folder)
-    try:
-        image_folder.fake("data")
-        fit("--trainer.max_epochs=1")
-    finally:
-        os.chdir(here)
-    return folder
-
-
-@pytest.fixture
-def trained(run_of_the_module, tmp_path):
-    shutil.copytree(run_of_the_module / "runs", tmp_path / "runs")
 
 
 @pytest.mark.parametrize(
@@ -183,8 +194,8 @@ def test_another_optimiser(trained, option, named):
     other = model(optimizer=Optimizer(**option))
     line = re.escape(f"{LAST} was trained with {named}; to start from its weights: --model.weights=<file>")
     with pytest.raises(ValueError, match=line):
-        check_checkpoint(LAST, load(LAST), other, ImageFolder("data", 16), resume=True)
-    check_checkpoint(LAST, load(LAST), other, ImageFolder("data", 16), resume=False)
+        check(ImageFolder("data", 16), True, other)
+    check(ImageFolder("data", 16), False, other)
 
 
 def test_a_file_of_weights_is_no_checkpoint(trained, refused):
@@ -193,10 +204,16 @@ def test_a_file_of_weights_is_no_checkpoint(trained, refused):
     save_file(weights, "weights.safetensors")
     torch.save(weights, "weights.pt")
     torch.save({"state_dict": weights}, "old.ckpt", _use_new_zipfile_serialization=False)
-    for name in ("weights.safetensors", "weights.pt", "old.ckpt"):
-        line = refused(of_the_run, "test", f"--ckpt_path={name}")
-        assert line.startswith(f"{name} cannot be tested, it is without pytorch-lightning_version")
-        assert line.endswith("; --model.weights=<file> takes its weights")
+    starts, ends = (
+        "{} cannot be tested, it is without pytorch-lightning_version",
+        "; --model.weights=<file> takes its weights",
+    )
+    line = refused(of_the_run, "test", "--ckpt_path=weights.safetensors")
+    assert line.startswith(starts.format("weights.safetensors"))
+    assert line.endswith(ends)
+    for name in ("weights.pt", "old.ckpt"):
+        with pytest.raises(ValueError, match=f"^{re.escape(starts.format(name))}.*{re.escape(ends)}$"):
+            check_checkpoint(Path(name), load(Path(name)), model(), ImageFolder("data", 16), resume=False)
 
 
 @pytest.mark.parametrize(
@@ -212,27 +229,16 @@ def test_half_a_checkpoint(trained, left_out, resume, line):
     del saved[left_out]
     torch.save(saved, LAST)
     with pytest.raises(ValueError, match=line):
-        check_checkpoint(LAST, load(LAST), model(), ImageFolder("data", 16), resume)
-
-
-def test_other_options_of_training_are_said(trained, caplog):
-    more = ["--model.optimizer.lr=0.5", "--model.mixup=0.2", "--model.loss.label_smoothing=0.1"]
-    cli = fit("--ckpt_path=last", "--trainer.max_epochs=2", *more)
-    assert cli.trainer.global_step == 6
-    named = "loss.label_smoothing=0.0, here 0.1; optimizer.lr=0.001, here 0.5; mixup=0.0, here 0.2"
-    assert f"which was trained with {named}; its learning rate is kept" in caplog.text
-    assert cli.trainer.optimizers[0].param_groups[0]["initial_lr"] == 0.001
+        check(ImageFolder("data", 16), resume)
 
 
 def test_other_batches(trained, refused, caplog):
-    resumed = fit("--ckpt_path=last", "--trainer.max_epochs=2", "--data.batch_size=2")
-    assert resumed.trainer.global_step == 3 + 7, "one epoch of 3 batches, one of 7"
+    more = ["--data.batch_size=2", "--trainer.accumulate_grad_batches=2"]
+    resumed = fit("--ckpt_path=last", "--trainer.max_epochs=3", *FIRST_IS_BEST, *more)
+    assert resumed.trainer.global_step == 2 * 3 + 4, "two epochs of 3 batches, one of 7, in 4 steps"
     change = "samples in a batch of all processes: 4 before, 2 now"
-    assert f"resuming with other batches; {change}" in caplog.text
+    assert f"resuming with other batches; {change}; batches in a step: 1 before, 2 now\n" in caplog.text
     middle = ["--id=y", "--trainer.max_steps=2"]
     fit(*middle)
     line = refused(fit, "--id=y", "--ckpt_path=last", "--data.batch_size=2")
     assert line == f"an epoch cannot go on in its middle with other batches; {change}"
-    caplog.clear()
-    fit("--ckpt_path=last", "--trainer.max_epochs=3", "--data.batch_size=2", "--trainer.accumulate_grad_batches=2")
-    assert "resuming with other batches; batches in a step: 1 before, 2 now" in caplog.text

@@ -4,12 +4,16 @@ from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import EarlyStopping
+from torch.utils.data import DataLoader
 
+from nonlocal_nets.run.checkpoints import BestCheckpoint
 from nonlocal_nets.run.cli import main
-from nonlocal_nets.tasks import ImageClassification
+from nonlocal_nets.run.errors import RunError
+from nonlocal_nets.run.monitors import Monitors
+from nonlocal_nets.tasks import Blocks, ImageClassification
 from tests.run.conftest import SMALL
-
-pytestmark = pytest.mark.usefixtures("small_images")
 
 STOPPING = "--trainer.callbacks+=EarlyStopping"
 
@@ -25,50 +29,91 @@ class LogsMore(ImageClassification):
         self.log("val/more", 1.0)
 
 
-def test_a_task_s_own_metric_is_known_from_the_sanity_check(refused):
-    own = ["--model=tests.run.test_monitors.LogsMore", "--model.backbone=local_convnet", "--trainer.max_epochs=1"]
-    best = ["--checkpoint.monitor=val/more", "--checkpoint.mode=max"]
-    cli = fit(*own, *best)
-    assert float(cli.trainer.checkpoint_callback.best_model_score) == 1
-    line = refused(fit, *own, *best, "--id=y", "--trainer.num_sanity_val_steps=0")
-    assert line.startswith("BestCheckpoint monitors 'val/more', which is never logged; there are")
+@pytest.mark.usefixtures("small_images")
+def test_the_command_line_refuses_with_one_line(refused):
+    words = [*SMALL, "--checkpoint.monitor=val/f1", "--trainer.callbacks+=tests.run.test_monitors.NeverTrains"]
+    line = "BestCheckpoint monitors 'val/f1', which is never logged; there are epoch, "
+    assert refused(main, ["fit", *words]).startswith(line)
 
 
-def fit(*args):
-    return main(["fit", *SMALL, "--id=x", *args])
+@pytest.mark.usefixtures("small_images")
+def test_the_command_line_finds_the_direction():
+    words = ["--checkpoint.monitor=val/loss", STOPPING, "--trainer.callbacks.monitor=val/loss", "--id=x"]
+    cli = main(["fit", *SMALL, *words])
+    assert cli.trainer.checkpoint_callback.mode == "min"
+    assert len(list(Path("runs/default/x/checkpoints").glob("epoch=*.ckpt"))) == 1
+
+
+def train(folder, *callbacks, task=ImageClassification, best=None, **arguments):
+    """Two epochs of two samples, without the command line. Returns the trainer."""
+    best = BestCheckpoint(dirpath=folder, filename="{epoch}", auto_insert_metric_name=False, **(best or {}))
+    quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=2,
+        log_every_n_steps=1,
+        callbacks=[Monitors(), *callbacks, best],
+        **quiet | arguments,
+    )
+    network = task(2, "local_convnet", (3, 16, 16), Blocks(at="none"))
+    samples = DataLoader([(torch.zeros(3, 16, 16), k) for k in range(2)], 2)
+    trainer.fit(network, samples, samples)
+    return trainer
+
+
+def test_a_task_s_own_metric_is_known_from_the_sanity_check(tmp_path):
+    best = {"monitor": "val/more", "mode": "max"}
+    trainer = train(tmp_path, task=LogsMore, best=best)
+    assert float(trainer.checkpoint_callback.best_model_score) == 1
+    with pytest.raises(RunError, match="BestCheckpoint monitors 'val/more', which is never logged; there are"):
+        train(tmp_path / "other", NeverTrains(), task=LogsMore, best=best, num_sanity_val_steps=0)
 
 
 @pytest.mark.parametrize(
-    ("args", "line"),
+    ("best", "stopping", "arguments", "line"),
     [
-        (["--checkpoint.monitor=val/f1"], "BestCheckpoint monitors 'val/f1', which is never logged; there are epoch, "),
+        ({"monitor": "val/f1"}, None, {}, "BestCheckpoint monitors 'val/f1', which is never logged; there are epoch, "),
+        ({}, "val_loss", {}, "EarlyStopping monitors 'val_loss', which is never logged"),
+        ({}, "epoch", {}, "EarlyStopping monitors 'epoch', which is never logged"),
         (
-            [STOPPING, "--trainer.callbacks.monitor=val_loss"],
-            "EarlyStopping monitors 'val_loss', which is never logged",
-        ),
-        ([STOPPING, "--trainer.callbacks.monitor=epoch"], "EarlyStopping monitors 'epoch', which is never logged"),
-        (
-            ["--trainer.num_sanity_val_steps=0", "--checkpoint.monitor=val/f1"],
+            {"monitor": "val/f1"},
+            None,
+            {"num_sanity_val_steps": 0},
             "BestCheckpoint monitors 'val/f1', which is never logged",
         ),
         (
-            ["--trainer.limit_val_batches=0", "--checkpoint.monitor=val/loss"],
+            {"monitor": "val/loss"},
+            None,
+            {"limit_val_batches": 0},
             "BestCheckpoint monitors 'val/loss', which is never logged; there are epoch, step, train/accuracy, ",
         ),
         (
-            [STOPPING, "--trainer.callbacks.monitor=val/accuracy"],
+            {},
+            "val/accuracy",
+            {},
             "EarlyStopping takes the worst val/accuracy for the best: mode must be 'max', got 'min'",
         ),
         (
-            ["--checkpoint.monitor=val/loss", "--checkpoint.mode=max"],
+            {"monitor": "val/loss", "mode": "max"},
+            None,
+            {},
             "BestCheckpoint takes the worst val/loss for the best: mode must be 'min', got 'max'",
         ),
-        (["--checkpoint.mode=min"], "BestCheckpoint takes the worst val/accuracy for the best: mode must be 'max'"),
-        (["--checkpoint.monitor=train/lr"], "checkpoint.mode must be min or max: whether higher train/lr is better is"),
+        ({"mode": "min"}, None, {}, "BestCheckpoint takes the worst val/accuracy for the best: mode must be 'max'"),
+        (
+            {"monitor": "train/lr"},
+            None,
+            {},
+            "checkpoint.mode must be min or max: whether higher train/lr is better is",
+        ),
     ],
 )
-def test_refused(refused, args, line):
-    assert refused(fit, *args, "--trainer.callbacks+=tests.run.test_monitors.NeverTrains").startswith(line)
+def test_refused(tmp_path, best, stopping, arguments, line):
+    callbacks = [NeverTrains(), *([EarlyStopping(stopping)] if stopping else [])]
+    with pytest.raises(RunError) as error:
+        train(tmp_path, *callbacks, best=best, **arguments)
+    assert str(error.value).startswith(line)
+    assert len(str(error.value)) < 300
 
 
 @pytest.mark.parametrize(
@@ -81,7 +126,7 @@ def test_refused(refused, args, line):
         ("step", "max"),
     ],
 )
-def test_the_direction_follows_from_the_metric(monitor, mode):
-    cli = fit(f"--checkpoint.monitor={monitor}", STOPPING, "--trainer.callbacks.monitor=val/loss")
-    assert cli.trainer.checkpoint_callback.mode == mode
-    assert len(list(Path("runs/default/x/checkpoints").glob("epoch=*.ckpt"))) == 1
+def test_the_direction_follows_from_the_metric(tmp_path, monitor, mode):
+    trainer = train(tmp_path, EarlyStopping("val/loss"), best={"monitor": monitor})
+    assert trainer.checkpoint_callback.mode == mode
+    assert len(list(tmp_path.glob("*.ckpt"))) == 1

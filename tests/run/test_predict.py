@@ -1,6 +1,7 @@
 """From a folder of images to a table of predictions, by the commands that a user types."""
 
 import csv
+import shutil
 
 import pytest
 import torch
@@ -8,10 +9,27 @@ import torch
 from nonlocal_nets.data import image_folder
 from nonlocal_nets.run.cli import main
 
+pytestmark = pytest.mark.filterwarnings("ignore:The dirpath has changed")  # a copy of a run
+
+
+@pytest.fixture(scope="module")
+def run_of_the_module(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("run")
+        patch.chdir(folder)
+        return folder, fit(folder)
+
 
 @pytest.fixture
-def fitted(tmp_path, monkeypatch):
+def fitted(run_of_the_module, tmp_path, monkeypatch):
+    """A copy of the run, and its images."""
     monkeypatch.chdir(tmp_path)
+    folder, cli = run_of_the_module
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    return cli
+
+
+def fit(tmp_path):
     args = [f"--data.{name}={value}" for name, value in image_folder.fake(tmp_path / "images").items()]
     args += [
         "--data.image_size=16",

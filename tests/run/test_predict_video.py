@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from nonlocal_nets.data import video_folder
+from nonlocal_nets.data import VideoFolder, video_folder
 from nonlocal_nets.run.cli import main
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +52,7 @@ def test_predict_from_an_mp4_to_a_class_and_the_arrows_of_figure_3(run_folder):
         assert animation.n_frames == 8
 
 
-def test_predict_without_videos(run_folder, capsys):
+def test_predict_without_videos(tmp_path):
+    module = VideoFolder(**video_folder.fake(tmp_path / "videos"))
     with pytest.raises(ValueError, match=r"predict needs videos: --data.path="):
-        main(["predict", "--config", str(run_folder / "config.yaml"), "--ckpt_path=last", *QUIET])
+        module.predict_dataloader()

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -83,15 +84,21 @@ def in_an_empty_folder(tmp_path, monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The weights of a whole run."""
-    here = Path.cwd()
-    os.chdir(tmp_path_factory.mktemp("whole"))
+def folder_of_a_whole_run(tmp_path_factory):
+    here, folder = Path.cwd(), tmp_path_factory.mktemp("whole")
+    os.chdir(folder)
     try:
         main([*WORDS, "--id=whole"])
-        return weights("whole")
+        return folder / FOLDER / "whole"
     finally:
         os.chdir(here)
+
+
+@pytest.fixture
+def undisturbed(folder_of_a_whole_run):
+    """The weights of a whole run, of which a copy is here."""
+    shutil.copytree(folder_of_a_whole_run, FOLDER / "whole")
+    return weights("whole")
 
 
 def differences(one, other):
@@ -125,52 +132,64 @@ def scontrol(tmp_path, monkeypatch):
     return tmp_path / "asked"
 
 
-@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")  # exactly
-@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # it should, on a resume
-@pytest.mark.parametrize(
-    ("number", "shown", "expected", "elsewhere"),
-    [
-        (signal.SIGUSR1, "", ["requeue 12"], ["--checkpoint.dirpath=far"]),
-        (signal.SIGTERM, "JobState=CANCELLED PreemptTime=None", ["show job 12"], []),  # scancel
-        (signal.SIGTERM, "JobState=RUNNING PreemptTime=2026-11-23T04:12:58", ["show job 12", "requeue 12"], []),
-    ],
-    ids=["time-limit", "cancelled", "pre-empted"],
-)
-def test_told_to_end_it_saves_after_the_step_and_goes_on_bit_for_bit(
-    number, shown, expected, elsewhere, monkeypatch, scontrol, undisturbed
-):
-    checkpoints = Path("far") if elsewhere else FOLDER / "told" / "checkpoints"
-    monkeypatch.setenv("SHOWN", shown)
+def begin_in_a_job(monkeypatch, number, *words):
+    """Start a run as SLURM's job 12, which is told to end in its ninth step."""
     monkeypatch.setattr(Signal, "number", number)
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("SLURM_JOB_NAME", "bash")  # interactive to Lightning, which else wants SLURM's tasks
     with pytest.raises(SystemExit) as stop:
-        main([*WORDS, *elsewhere, "--id=told", "--trainer.callbacks+=tests.run.test_survival.Signal"])
+        main([*WORDS, *words, "--id=told", "--trainer.callbacks+=tests.run.test_survival.Signal"])
     assert stop.value.code == 128 + number
-    saved = torch.load(checkpoints / "last.ckpt", weights_only=True)
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")  # exactly
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")  # it should, on a resume
+def test_told_to_end_it_saves_after_the_step_and_goes_on_bit_for_bit(monkeypatch, scontrol, undisturbed):
+    """At the time limit of its job; its checkpoints are elsewhere."""
+    monkeypatch.setenv("SHOWN", "")
+    begin_in_a_job(monkeypatch, signal.SIGUSR1, "--checkpoint.dirpath=far")
+    saved = torch.load("far/last.ckpt", weights_only=True)
     assert saved["global_step"] == 9, "the step in progress is finished; 6 are an epoch"
-    assert scontrol.read_text().splitlines() == expected
-    main([*WORDS, *elsewhere, "--id=told", "--ckpt_path=last"])
-    ended = torch.load(checkpoints / "last.ckpt", weights_only=True)
+    assert scontrol.read_text().splitlines() == ["requeue 12"]
+    main([*WORDS, "--checkpoint.dirpath=far", "--id=told", "--ckpt_path=last"])
+    ended = torch.load("far/last.ckpt", weights_only=True)
     assert differences(undisturbed, ended["state_dict"]) == []
     assert [path.name for path in Path().glob("**/config.yaml") if "told" in path.parts] == ["config.yaml"]
 
 
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        ("JobState=CANCELLED PreemptTime=None", ["show job 12"]),  # scancel
+        ("JobState=RUNNING PreemptTime=2026-11-23T04:12:58", ["show job 12", "requeue 12"]),
+    ],
+    ids=["cancelled", "pre-empted"],
+)
+def test_a_job_that_is_pre_empted_comes_back_and_one_that_is_cancelled_does_not(monkeypatch, scontrol, shown, expected):
+    monkeypatch.setenv("SHOWN", shown)
+    begin_in_a_job(monkeypatch, signal.SIGTERM)
+    saved = torch.load(FOLDER / "told" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 9
+    assert scontrol.read_text().splitlines() == expected
+
+
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_told_to_end_with_workers_which_get_the_signal_too(number, monkeypatch, caplog, undisturbed):
-    """As a terminal sends Ctrl-C, and SLURM SIGTERM, to all processes."""
-    words = [*WORDS, "--data.num_workers=2"]
-    monkeypatch.setattr(Signal, "number", number)
+def test_told_to_end_with_workers_which_get_the_signal_too(monkeypatch, caplog, undisturbed):
+    """As a terminal sends Ctrl-C, and SLURM SIGTERM, to all processes: one start gets the one, the next the other."""
+    words = [*WORDS, "--data.num_workers=2", "--id=told", "--ckpt_path=last"]
     monkeypatch.setattr(Signal, "children", True)
-    with pytest.raises(SystemExit) as stop:
-        main([*words, "--id=told", "--trainer.callbacks+=tests.run.test_survival.Signal"])
-    assert stop.value.code == 128 + number
-    assert f"{number.name}: saved runs/cued_digits/told/checkpoints/last.ckpt after step 9" in caplog.text
     command = "python -m nonlocal_nets fit --config runs/cued_digits/told/config.yaml --ckpt_path=last"
-    assert f"to go on: {command}" in caplog.text
-    main([*words, "--id=told", "--ckpt_path=last"])
+    for number, step in ((signal.SIGINT, 8), (signal.SIGTERM, 10)):
+        caplog.clear()
+        monkeypatch.setattr(Signal, "number", number)
+        monkeypatch.setattr(Signal, "step", step)
+        with pytest.raises(SystemExit) as stop:
+            main([*words, "--trainer.callbacks+=tests.run.test_survival.Signal"])
+        assert stop.value.code == 128 + number
+        assert f"{number.name}: saved runs/cued_digits/told/checkpoints/last.ckpt after step {step + 1}" in caplog.text
+        assert f"to go on: {command}" in caplog.text
+    main(words)
     assert differences(undisturbed, weights("told")) == []
 
 
@@ -185,16 +204,17 @@ class SignalBefore(pl.Callback):
     on_sanity_check_start = on_test_batch_end = on_predict_batch_end = _send
 
 
-@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM, signal.SIGINT])
-def test_told_to_end_where_nothing_is_trained_it_ends_at_once_and_leaves_no_file(number, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "verb"), [(signal.SIGUSR1, "test"), (signal.SIGTERM, "fit"), (signal.SIGINT, "test")]
+)
+def test_told_to_end_where_nothing_is_trained_it_ends_at_once_and_leaves_no_file(number, verb, monkeypatch):
     monkeypatch.setattr(SignalBefore, "number", number)
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     monkeypatch.setenv("SLURM_JOB_NAME", "bash")
     more = ["--id=told", "--trainer.callbacks+=tests.run.test_survival.SignalBefore"]
-    for verb in ("fit", "test"):
-        with pytest.raises(SystemExit) as stop:
-            main([verb, *WORDS[1:], *more, *(["--ckpt_path=initial"] if verb == "test" else [])])
-        assert stop.value.code == 128 + number
+    with pytest.raises(SystemExit) as stop:
+        main([verb, *WORDS[1:], *more, *(["--ckpt_path=initial"] if verb == "test" else [])])
+    assert stop.value.code == 128 + number
     assert not list(Path().rglob("*.ckpt"))
 
 
@@ -217,7 +237,16 @@ def test_told_to_end_by_wandbs_agent_it_has_not_failed(monkeypatch):
     assert (FOLDER / "told" / "checkpoints" / "last.ckpt").is_file()
 
 
-@pytest.mark.parametrize("often", ["every_n_train_steps=5", "train_time_interval=01:00:00", "every_n_epochs=5"])
+@pytest.mark.parametrize(
+    "often",
+    [
+        pytest.param(
+            "every_n_train_steps=5", marks=pytest.mark.slow
+        ),  # fast: test_cli.py, "as often as the user wants"
+        "train_time_interval=01:00:00",
+        pytest.param("every_n_epochs=5", marks=pytest.mark.slow),  # fast: test_checkpoints.py
+    ],
+)
 def test_the_last_checkpoint_of_a_whole_run_is_its_end(often):
     cli = main([*WORDS, "--id=whole", f"--checkpoint.{often}"])
     saved = torch.load(FOLDER / "whole" / "checkpoints" / "last.ckpt", weights_only=True)
@@ -244,7 +273,7 @@ class StopsAfterFourBatches(pl.Callback):
 @pytest.mark.parametrize(
     "more",
     [
-        [],
+        pytest.param([], marks=pytest.mark.slow),  # fast: test_drill.py, "killed again and again"
         pytest.param(["--trainer.max_steps=11"], marks=pytest.mark.slow),
         pytest.param(["--trainer.accumulate_grad_batches=2"], marks=pytest.mark.slow),
         pytest.param(["--trainer.val_check_interval=0.5"], marks=pytest.mark.slow),
@@ -268,10 +297,9 @@ def test_interrupted_again_and_again(more):
 
 @pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
-def test_a_torn_last_checkpoint_is_passed_over(capsys, caplog):
-    main([*WORDS, "--id=whole"])
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")  # a copy of a run
+def test_a_torn_last_checkpoint_is_passed_over(undisturbed, caplog):
     folder = FOLDER / "whole" / "checkpoints"
-    expected = weights("whole")
     last = folder / "last.ckpt"
     last.write_bytes(last.read_bytes()[:1000])
     with pytest.warns(UserWarning, match=f"'{last}' is not a checkpoint: .*; taking the one before it"):
@@ -279,7 +307,7 @@ def test_a_torn_last_checkpoint_is_passed_over(capsys, caplog):
     (best,) = folder.glob("epoch=*.ckpt")
     assert f"--ckpt_path=last: {best}" in caplog.text
     assert cli_again.trainer.global_step == 12
-    assert differences(expected, weights("whole")) == []
+    assert differences(undisturbed, weights("whole")) == []
 
 
 def test_the_first_start_with_last_begins(caplog):

@@ -68,8 +68,8 @@ def test_it_is_compared_by_what_it_monitors(capsys):
         "trainer: {accelerator: cpu, max_epochs: 1}\n"
     )
     variants = ["--variant", "without: --model.blocks.at=none", "--variant", "with:"]
-    rows = main(["compare", "own.yaml", "--seeds", "2", *variants, "--", *QUIET])
-    assert [(row["variant"], row["seed"]) for row in rows] == [("without", 0), ("with", 0), ("without", 1), ("with", 1)]
+    rows = main(["compare", "own.yaml", "--seeds", "1", *variants, "--", *QUIET])
+    assert [(row["variant"], row["seed"]) for row in rows] == [("without", 0), ("with", 0)]
     for row in rows:
         model = Denoising.load_from_checkpoint(Path(row["folder"]) / "checkpoints" / "last.ckpt")
         assert row["test/mse"] == pytest.approx(error_of(model), rel=1e-5)

@@ -15,6 +15,12 @@ from nonlocal_nets.nn.backbones.sequence import SequenceResNet, sequence_backbon
 TOKENS, CHANNELS = 11, 2
 LENGTHS = st.lists(st.integers(9, 30), min_size=2, max_size=4)  # two: a norm in training wants two positions
 STRIDES = [(1, 1), (2, 1), (2, 3)]  # of the stem, of the stages
+FAST = {("embedded_gaussian", True), ("dot_product", False), ("concatenation", True)}
+FUNCTIONS = [  # each pairwise function with signals and with tokens
+    pytest.param(pairwise, tokens, marks=[pytest.mark.slow] * ((pairwise, tokens) not in FAST))
+    for pairwise in PAIRWISE
+    for tokens in (False, True)
+]
 
 
 def network(tokens, strides=(1, 1), dtype=torch.float64, wake=True, widths=(4, 6, 5), **block):
@@ -50,8 +56,7 @@ def batch(samples, extra=0, filling=0):
 # --- padding changes nothing ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tokens", [False, True])
-@pytest.mark.parametrize("pairwise", PAIRWISE)
+@pytest.mark.parametrize(("pairwise", "tokens"), FUNCTIONS)
 @settings(max_examples=5)
 @given(lengths=LENGTHS, extra=st.integers(0, 9), strides=st.sampled_from(STRIDES))
 def test_logits_of_a_sample_alone_are_those_in_any_batch(pairwise, tokens, lengths, extra, strides):
@@ -83,8 +88,7 @@ def test_default_networks_in_float32(pairwise, tokens):
         assert torch.allclose(net(*batch(samples)), alone, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("tokens", [False, True])
-@pytest.mark.parametrize("pairwise", PAIRWISE)
+@pytest.mark.parametrize(("pairwise", "tokens"), FUNCTIONS)
 @settings(max_examples=3)
 @given(lengths=LENGTHS, strides=st.sampled_from(STRIDES))
 @example(lengths=[12, 12], strides=(1, 1))
