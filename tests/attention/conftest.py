@@ -5,9 +5,14 @@ import pytest
 
 @pytest.fixture
 def figures(monkeypatch):
-    """The figures that are saved; no file is written, which takes a second or two."""
+    """The figures that are saved; the files are empty, since drawing takes a second or two."""
     from matplotlib.figure import Figure
 
     saved = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: saved.append(figure))
+
+    def save(figure, path, **_):
+        saved.append(figure)
+        path.touch()
+
+    monkeypatch.setattr(Figure, "savefig", save)
     return saved

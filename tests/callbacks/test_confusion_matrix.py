@@ -48,7 +48,12 @@ def figures(monkeypatch):
     from matplotlib.figure import Figure
 
     saved = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: saved.append((figure, path)))
+
+    def save(figure, path, **_):
+        saved.append((figure, path))
+        path.touch()
+
+    monkeypatch.setattr(Figure, "savefig", save)
     return saved
 
 
@@ -64,7 +69,8 @@ def test_the_picture_of_a_test(tmp_path, figures, monkeypatch):
     monkeypatch.setattr("nonlocal_nets.callbacks.confusion_matrix.publish", lambda trainer, path: None)
     run(Echo(), Data(), tmp_path)
     figure, path = figures[-1]
-    assert path == tmp_path / "confusion.png"
+    assert path == tmp_path / "confusion.part.png", "which takes the place of the picture"
+    assert (tmp_path / "confusion.png").is_file()
     is_counts(figure, COUNTS, ["cat", "dog", "elk"])
 
 

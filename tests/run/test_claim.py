@@ -52,8 +52,8 @@ def folder(run_id="a", dirpath=None):
 
 def begin(run_id):
     """Leave what a run has left after some steps."""
-    metrics = folder(run_id).path / "metrics.csv"
-    metrics.parent.mkdir(parents=True)
+    metrics = folder(run_id).metrics
+    metrics.parent.mkdir(parents=True, exist_ok=True)
     metrics.touch()
 
 

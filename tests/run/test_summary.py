@@ -105,7 +105,11 @@ def test_minutes_and_the_best_checkpoint_not_the_last(tmp_path, said, monkeypatc
     checkpoint.best_model_path, checkpoint.last_model_path = "best.ckpt", "last.ckpt"
     figures = {"val/loss": torch.tensor(0.5), "train/loss": torch.tensor(1.0), "val/accuracy": torch.tensor(0.75)}
     trainer = SimpleNamespace(
-        callback_metrics=figures, checkpoint_callback=checkpoint, default_root_dir=str(tmp_path), world_size=1
+        callback_metrics=figures,
+        callbacks=[],
+        checkpoint_callback=checkpoint,
+        default_root_dir=str(tmp_path),
+        world_size=1,
     )
     summary = Summary()
     summary.setup(trainer, None, "fit")

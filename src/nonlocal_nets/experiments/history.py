@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from nonlocal_nets.run.curve import METRICS, rows
+from nonlocal_nets.run.curve import rows
+from nonlocal_nets.run.folder import METRICS
 
 
 def history(folder: Path | None, metric: str) -> tuple[list[float], list[str]]:

@@ -45,7 +45,7 @@ def claim(folder: RunFolder, resume: bool) -> None:
 
 def holds_a_run(folder: RunFolder) -> bool:
     """Whether there is something to lose; not where a run ended before its first step."""
-    return any(folder.checkpoints.glob("*.ckpt")) or any(folder.path.glob("csv/*/metrics.csv"))
+    return any(folder.checkpoints.glob("*.ckpt")) or folder.metrics.is_file()
 
 
 def unused(stem: str, folder_of: Callable[[str], RunFolder], same: Callable[[RunFolder], bool], lock: bool) -> str:

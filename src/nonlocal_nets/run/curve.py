@@ -8,8 +8,7 @@ from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
 from nonlocal_nets.files import naming, replacing
-
-METRICS = "metrics.csv"
+from nonlocal_nets.run.folder import METRICS
 
 
 class Curve(Logger):

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-CONFIG, LAST = "config.yaml", "last.ckpt"
+CONFIG, LAST, METRICS = "config.yaml", "last.ckpt", "metrics.csv"
 RUN_ID = "NONLOCAL_NETS_RUN_ID"  # hands the id to the processes that Lightning starts with the same command
 
 
@@ -34,6 +34,11 @@ class RunFolder:
     def config(self) -> Path:
         """The resolved config."""
         return self.path / CONFIG
+
+    @property
+    def metrics(self) -> Path:
+        """What the run has logged (`curve.py`)."""
+        return self.path / METRICS
 
     @property
     def checkpoints(self) -> Path:

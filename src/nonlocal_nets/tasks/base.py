@@ -55,8 +55,8 @@ class Task(pl.LightningModule, ABC):
         super().__init__()
         self.network: nn.Module = network
         self.train_metrics, self.val_metrics, self.test_metrics = (metrics.clone(prefix=f"{s}/") for s in STAGES)
-        # a NaN that MeanMetric left out would be hidden
-        self.train_loss, self.val_loss, self.test_loss = (MeanMetric(nan_strategy="disable") for _ in STAGES)
+        # NaN stays NaN, which MeanMetric would leave out; its "disable" forgets the weights (torchmetrics 1.9.0)
+        self.train_loss, self.val_loss, self.test_loss = (MeanMetric(nan_strategy=float("nan")) for _ in STAGES)
         self.optimizer, self.schedule, self.report = optimizer, schedule, report
 
     # What a subclass says.
