@@ -83,8 +83,9 @@ class Seeded(Dataset[tuple[Tensor, Any]]):
     def __len__(self) -> int:
         return len(self.dataset)  # type: ignore[arg-type]
 
-    def __getitem__(self, draw: tuple[int, int]) -> tuple[Tensor, Any]:
-        epoch, index = draw
+    def __getitem__(self, draw: tuple[int, int] | int) -> tuple[Tensor, Any]:
+        # --trainer.overfit_batches has a sampler of its own, without epochs
+        epoch, index = draw if isinstance(draw, tuple) else (0, draw)
         before = torch.default_generator.get_state()
         torch.default_generator.manual_seed(int(np.random.SeedSequence((self.seed, epoch, index)).generate_state(1)[0]))
         try:
