@@ -37,6 +37,7 @@ LOGGED = [(0, {"loss": 3}), (1, {"loss": 2}), (1, {"val/loss": 4}), (2, {"loss":
         ((2, {"val/loss": 40}), 4),
         ((3, {"loss": 0}), 4),
         ((0, {"loss": 0, "more": 1}), 0),
+        ((1, {"more": 1}), 3),
     ],
     ids=str,
 )
@@ -51,5 +52,5 @@ def test_a_row_that_is_half_written_is_dropped(tmp_path):
     log(tmp_path, *LOGGED)
     path = tmp_path / "metrics.csv"
     path.write_text(path.read_text() + "3,0,0.")
-    log(tmp_path, (3, {"loss": 5}))
-    assert read(tmp_path)[-2:] == [{"step": 2, "epoch": 0, "loss": 1}, {"step": 3, "epoch": 0, "loss": 5}]
+    log(tmp_path, (4, {"loss": 5}))
+    assert read(tmp_path)[-2:] == [{"step": 2, "epoch": 0, "loss": 1}, {"step": 4, "epoch": 0, "loss": 5}]

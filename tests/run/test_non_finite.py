@@ -112,6 +112,14 @@ def test_the_run_ends_and_names_the_step_and_its_samples(spoil, value, later, re
     assert set(named) <= set(files)
 
 
+def test_steps_that_were_not_checked_are_before_a_checkpoint_in_the_middle_of_an_epoch(refused, monkeypatch):
+    monkeypatch.setattr(non_finite, "on_an_accelerator", lambda module: True)
+    Spoilt.begin(losses=(3,))
+    words = ["--trainer.log_every_n_steps=7", "--checkpoint.every_n_train_steps=2"]
+    assert refused(main, [*WORDS, *words]).startswith("the loss of step 3 (epoch 0) is not finite")
+    assert saved()["global_step"] == 2
+
+
 def test_steps_of_several_batches(refused):
     Spoilt.begin(losses=(4,))
     line = refused(main, [*WORDS, "--trainer.accumulate_grad_batches=2"])

@@ -33,11 +33,11 @@ class Throughput(ThroughputMonitor):
         self.task: Any = None
         self.stage = "train"
         self.training_flops: int | None = None
-        self.counted: set[str] = set()  # the stages of which a batch was looked at
+        self.counted: set[str] = set()  # the stages of which a batch was looked at, in this command
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         require(self, pl_module, "network", "inputs", "num_samples")
-        self.task = pl_module
+        self.task, self.counted = pl_module, set()
         super().setup(trainer, pl_module, stage)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
@@ -66,7 +66,8 @@ class Throughput(ThroughputMonitor):
     def _start_batch(self, pl_module: Any, batch: Any, batch_idx: int, stage: str) -> None:
         self.stage = stage
         if batch_idx == 0 or stage not in self.counted:  # a resumed run may begin in the middle of an epoch
-            self.counted.add(stage)  # where Lightning looks for it:
+            self.counted.add(stage)
+            # where Lightning looks for it
             pl_module.flops_per_batch = flops(pl_module.network, pl_module.inputs(batch, stage), stage == "train")
 
     def _num_samples(self, batch: Any) -> int:

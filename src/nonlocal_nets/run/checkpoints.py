@@ -13,6 +13,7 @@ from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 
 from nonlocal_nets.run.folder import LAST
+from nonlocal_nets.run.non_finite import has_nan
 from nonlocal_nets.weights import read
 
 ALWAYS_LOGGED = ("epoch", "step")  # Lightning gives them to every ModelCheckpoint; the highest is the newest
@@ -181,13 +182,6 @@ class BestCheckpoint(ModelCheckpoint):
         return (not self.resumed or str(filepath) in known) and super().file_exists(filepath, trainer)
 
 
-def has_nan(module: torch.nn.Module) -> bool:
-    """Whether a weight or a running mean is NaN, of a sharded network those of this process."""
-    values = [getattr(value, "_local_tensor", value) for value in (*module.parameters(), *module.buffers())]
-    floats = [value.detach() for value in values if value.is_floating_point()]
-    return bool(floats) and bool(torch.nn.utils.get_total_norm(floats, torch.inf).isnan())  # the largest
-
-
 class LastCheckpoint(ModelCheckpoint):
     """Writes last.ckpt as often as the user wants checkpoints, by default every epoch, good or bad, and at the end.
 
@@ -220,13 +214,16 @@ class LastCheckpoint(ModelCheckpoint):
     def after_epoch(self, trainer: pl.Trainer) -> None:
         """See `loops.FitLoop`."""
         due = self._every_n_epochs > 0 and trainer.current_epoch % self._every_n_epochs == 0
-        if due and not self._should_skip_saving_checkpoint(trainer):
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        if due:
+            self._save(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """The end of a run is often between two intervals; what its last step has saved knows no later validation."""
         if not self._every_n_epochs:
             self._last_global_step_saved = -1
+        self._save(trainer)
+
+    def _save(self, trainer: pl.Trainer) -> None:
         if not self._should_skip_saving_checkpoint(trainer):
             self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 

@@ -100,7 +100,8 @@ class NonLocalCLI(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """With a checkpoint that matches the model and the data."""
-        self.saved = saved = {} if self.checkpoint is None else load(self.checkpoint)
+        saved = {} if self.checkpoint is None else load(self.checkpoint)
+        self.resumed_step = saved.get("global_step")
         with trained_on(saved.get(MEANING, {}), predicting=self.subcommand == "predict"):
             super().instantiate_classes()
         if hasattr(self.model, "check_data"):
@@ -157,8 +158,8 @@ class NonLocalCLI(LightningCLI):
 
     def _tensorboard(self) -> TensorBoardLogger:
         """A resumed run hides what was logged after its checkpoint, and will be again."""
-        step = self.saved.get("global_step")
-        return TensorBoardLogger(self.folder.root, self.folder.project, self.folder.id, purge_step=step)
+        folder = self.folder
+        return TensorBoardLogger(folder.root, folder.project, folder.id, purge_step=self.resumed_step)
 
 
 def always_on() -> list[pl.Callback]:

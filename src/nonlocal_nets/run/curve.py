@@ -43,17 +43,16 @@ class Curve(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         row = {"step": step, "epoch": None, **metrics}
-        kept = None if self.begun else before(rows(self.path), row)
-        self.begun = True
-        new = [name for name in row if name not in self.columns]
-        if kept is not None or new:
-            kept = rows(self.path) if kept is None else kept
-            self.columns = list(dict.fromkeys([*self.columns, *(kept[0] if kept else ()), *new]))
-            self._replace(kept)
+        if not self.begun or row.keys() - set(self.columns):
+            logged = rows(self.path)
+            self._replace(logged if self.begun else before(logged, row), row)
+            self.begun = True
         with naming(self.path), self.path.open("a", newline="", encoding="utf-8") as file:
             csv.DictWriter(file, self.columns, lineterminator="\n").writerow(row)
 
-    def _replace(self, kept: list[dict[str, Any]]) -> None:
+    def _replace(self, kept: list[dict[str, str]], row: dict[str, Any]) -> None:
+        """Write the rows that stay, with the columns of the next one."""
+        self.columns = list(dict.fromkeys([*(kept[0] if kept else ()), *row]))
         with replacing(self.path) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, self.columns, lineterminator="\n")
             writer.writeheader()

@@ -22,7 +22,7 @@ class EpochMeans(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         seen = {name: metric for name, metric in training_metrics(pl_module).items() if metric.update_called}
-        checkpoint[KEY] = {name: _state(metric) for name, metric in seen.items()}
+        checkpoint[KEY] = {name: _of_all_processes(metric) for name, metric in seen.items()}
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
@@ -36,7 +36,9 @@ class EpochMeans(pl.Callback):
         if trainer.fit_loop.restarting:
             for name, metric in training_metrics(pl_module).items():
                 if name in states:
-                    _restore(metric, states[name], whole=trainer.is_global_zero)
+                    # the first process gets what all have seen; they are added up again at the end of the epoch
+                    whole = states[name] if trainer.is_global_zero else states[name] | {"values": {}}
+                    restore(metric, whole)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -54,21 +56,23 @@ def training_metrics(module: pl.LightningModule) -> dict[str, Metric]:
     return {"loss": module.train_loss, **dict(module.train_metrics.items())} if isinstance(module, Task) else {}
 
 
-def _state(metric: Metric) -> dict[str, Any]:
+def _of_all_processes(metric: Metric) -> dict[str, Any]:
     with metric.sync_context():
-        values = {name: copied(value) for name, value in metric.metric_state.items()}
+        return state_of(metric)
+
+
+def state_of(metric: Metric) -> dict[str, Any]:
+    """A copy of what a metric has seen, in tensors and in lists of what is concatenated."""
+    values = {
+        name: value.clone() if isinstance(value, Tensor) else list(value) for name, value in metric.metric_state.items()
+    }
     return {"updates": metric.update_count, "values": values}
 
 
-def copied(value: Any) -> Any:
-    """A metric's state, which is a tensor or a list of what is concatenated."""
-    return value.clone() if isinstance(value, Tensor) else list(value)
-
-
-def _restore(metric: Metric, state: dict[str, Any], whole: bool) -> None:
-    """The first process gets what all have seen; they are added up again at the end of the epoch."""
-    metric._update_count = state["updates"]
-    for name, value in state["values"].items() if whole else ():
+def restore(metric: Metric, state: dict[str, Any]) -> None:
+    """Let a metric have seen what is in a copy, and no more."""
+    metric._update_count, metric._computed = state["updates"], None
+    for name, value in state["values"].items():
         if isinstance(getattr(metric, name), Tensor):
             setattr(metric, name, value.to(metric.device))
         else:  # what is concatenated is a list, or in checkpoints of several processes a tensor

@@ -35,7 +35,7 @@ UNKNOWN = [  # how jsonargparse says that a name is not known
     r"does not accept option '([\w.]+)'",
     r"Unrecognized arguments: --([\w.]+)",
 ]
-LONGEST = 280  # characters of a message, without the program's name
+LONGEST = 299  # characters of a line
 SECRETS = [  # what a path or an address must not show
     (r"(\w:/{1,2})[^/\s'\"]*@", r"\1***@"),
     (r"(?i)((?:key|token|secret|password|signature|credential)\w*=)[^&\s'\"]+", r"\1***"),
@@ -52,12 +52,12 @@ def debug() -> bool:
 
 
 def fail(message: str) -> NoReturn:
-    """End with exit code 2 and the message on one line of stderr, of less than 300 characters and without secrets."""
+    """End with exit code 2 and the message on one line of stderr, of at most LONGEST characters and without secrets."""
     for pattern, replacement in SECRETS:
         message = re.sub(pattern, replacement, message)
-    text = " ".join(message.split())
-    text = text if len(text) <= LONGEST else f"{text[: LONGEST - 85]} ... {text[-80:]}"
-    sys.stderr.write(f"{Path(sys.argv[0]).name or 'train.py'}: error: {text}\n")
+    line = f"{Path(sys.argv[0]).name or 'train.py'}: error: {' '.join(message.split())}"
+    line = line if len(line) <= LONGEST else f"{line[: LONGEST - 85]} ... {line[-80:]}"
+    sys.stderr.write(f"{line}\n")
     raise SystemExit(2)
 
 

@@ -1,5 +1,6 @@
-"""A loss or a gradient that is not finite ends the run before it reaches the weights, or its step is skipped."""
+"""A loss or a gradient that is not finite ends the run before it reaches a checkpoint, or its step is skipped."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytorch_lightning as pl
@@ -7,10 +8,9 @@ import torch
 from pytorch_lightning.utilities import rank_zero_warn
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from torchmetrics import Metric
 
 from nonlocal_nets.data.base import listed
-from nonlocal_nets.run.epoch_means import copied, training_metrics
+from nonlocal_nets.run.epoch_means import restore, state_of, training_metrics
 from nonlocal_nets.run.errors import RunError
 from nonlocal_nets.run.samples import names
 
@@ -115,7 +115,8 @@ class NonFinite(pl.Callback):
         self.skipped += 1
         steps = trainer.num_training_batches / trainer.accumulate_grad_batches
         if self.skipped > max(1, self.max_skipped * steps):
-            raise RunError(f"{message}; the {self.skipped}. such step of the epoch, {SWITCH} is {self.max_skipped}")
+            many = f"{self.skipped} such steps in this epoch are too many"
+            raise RunError(f"{message}; {many}, {SWITCH} is {self.max_skipped}")
         self.before.restore()
         rank_zero_warn(f"skipped: {message}")
 
@@ -125,19 +126,13 @@ class Before:
 
     def __init__(self, module: pl.LightningModule) -> None:
         self.buffers = [(buffer, buffer.clone()) for buffer in module.buffers()]
-        self.metrics = [(metric, _state(metric)) for metric in training_metrics(module).values()]
+        self.metrics = [(metric, state_of(metric)) for metric in training_metrics(module).values()]
 
     def restore(self) -> None:
         for buffer, value in self.buffers:
             buffer.copy_(value)
-        for metric, values in self.metrics:
-            for name, value in values.items():
-                setattr(metric, name, value)
-
-
-def _state(metric: Metric) -> dict[str, Any]:
-    states = {name: copied(value) for name, value in metric.metric_state.items()}
-    return {"_update_count": metric.update_count, "_computed": None, **states}
+        for metric, state in self.metrics:
+            restore(metric, state)
 
 
 def on_an_accelerator(module: pl.LightningModule) -> bool:
@@ -148,8 +143,19 @@ def on_an_accelerator(module: pl.LightningModule) -> bool:
 def has_finite_gradient(module: torch.nn.Module) -> Tensor:
     """Whether all gradients are finite, those of this process: a boolean on their device, which is not waited for."""
     found = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    dense = [each.to_local() if isinstance(each, DTensor) else each for each in found if not each.is_sparse]
-    return torch.nn.utils.get_total_norm(dense, torch.inf).isfinite().all()  # the largest, which cannot overflow
+    return largest(each for each in found if not each.is_sparse).isfinite()
+
+
+def has_nan(module: torch.nn.Module) -> bool:
+    """Whether a weight or a running mean is NaN, of a sharded network those of this process."""
+    values = (*module.parameters(), *module.buffers())
+    return bool(largest(value.detach() for value in values if value.is_floating_point()).isnan())
+
+
+def largest(values: Iterable[Tensor]) -> Tensor:
+    """The largest absolute value in this process, a scalar; NaN if there is one, and unlike a sum no overflow."""
+    own = [value.to_local() if isinstance(value, DTensor) else value for value in values]
+    return torch.nn.utils.get_total_norm(own, torch.inf)
 
 
 def _describe(trainer: pl.Trainer, step: int, batches: list[int], flags: Tensor) -> tuple[bool, str]:

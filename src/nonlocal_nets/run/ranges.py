@@ -21,7 +21,7 @@ def _at_least(lowest: float) -> tuple[Callable[[Any], bool], str]:
 
 def _count_or_share(lowest: int) -> tuple[Callable[[Any], bool], str]:
     def fits(value: Any) -> bool:
-        return lowest <= value if isinstance(value, int) else (0 if lowest == 0 else 1e-9) <= value <= 1
+        return lowest <= value if isinstance(value, int) else 0 < value <= 1 or value == lowest
 
     return fits, f"a number of batches of at least {lowest}, or a share {'in [0' if lowest == 0 else 'in (0'}, 1]"
 
