@@ -12,6 +12,7 @@ parser.add_argument("--x", type=float, required=True)
 parser.add_argument("--seed_everything", type=int, default=0)
 parser.add_argument("--epochs", type=int, default=3)
 parser.add_argument("--seconds", type=float, default=0)
+parser.add_argument("--until", help="a file without which it waits after its first epoch")
 parser.add_argument("--metric", default="val/accuracy")
 parser.add_argument("--ckpt_path")
 parser.add_argument("--trainer.default_root_dir", dest="root", default="runs")
@@ -35,3 +36,5 @@ with (folder / "metrics.csv").open("a", newline="") as file:
         file.flush()
         epoch.write_text(str(k + 1))
         time.sleep(options.seconds)
+        while options.until and not Path(options.until).exists():
+            time.sleep(0.05)

@@ -42,6 +42,7 @@ class CommandLine:
             if "--typo" in args:
                 sys.stderr.write("train.py: error: no argument --typo;\n nearest: --type\n")
                 raise SystemExit(2)
+            print(f"trainer: {{enable_checkpointing: {'false' if '--no-checkpoints' in args else 'null'}}}")
             raise SystemExit(0)
         self.commands.append(args)
         self.clock += 7 if args[0] == "fit" else 1
@@ -174,6 +175,10 @@ def test_variants_that_monitor_different_metrics_need_one_to_be_chosen(line, cap
         ([*AB, "--variant", "a-A:"], "two variants are named 'a-A', or differ only in case and punctuation"),
         ([*AB, "--seeds=0"], "argument --seeds: must be an integer of at least 1, got 0"),
         ([*AB, "--processes=-1"], "argument --processes: must be an integer of at least 1, got -1"),
+        (
+            [*AB, "--variant", "c: --no-checkpoints"],
+            "variant 'c': compare tests the best checkpoint, so trainer.enable_checkpointing cannot be false",
+        ),
         ([*AB, "--variant", "c: --typo"], "variant 'c': no argument --typo; nearest: --type"),
     ],
 )

@@ -19,3 +19,4 @@ def test_a_run_is_found_in_any_project_of_its_root(tmp_path):
     assert find(tmp_path / "runs", "a-001") == Path(tmp_path / "runs/two/a-001")
     assert find(tmp_path / "runs", "a-002") is None
     assert find(tmp_path / "absent", "a-000") is None
+    assert find(tmp_path / "runs", "*") is None, "an id is no pattern"

@@ -149,6 +149,21 @@ def test_weights_that_are_shared_out_train_as_those_that_are_not(tmp_path):
         torch.testing.assert_close(shared_out[name], value, rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.slow
+def test_processes_that_took_different_folders_do_not_train(tmp_path):
+    program = (
+        "import os, sys; from nonlocal_nets.run.cli import main; main([*sys.argv[1:], '--id=' + os.environ['RANK']])"
+    )
+    (tmp_path / "own.py").write_text(program)
+    words = ["fit", f"--config={ROOT}/configs/image/cued_digits.yaml", "--trainer.devices=2", "--trainer.strategy=ddp"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "own.py", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    for rank in range(2):
+        assert f"differ, this one took the folder runs/cued_digits/{rank} and the checkpoint None" in done.stderr
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
 def logged(run, prefix):
     """The last value of what the test of a run logged, in full precision."""
     rows = list(csv.DictReader((run / "test" / "metrics.csv").read_text().splitlines()))

@@ -1,8 +1,12 @@
 """Which errors are one line on stderr, and what is in it."""
 
+import shutil
 import sys
+import threading
 
 import pytest
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from nonlocal_nets.data import CorruptFileError
 from nonlocal_nets.run.errors import RunError, fail
@@ -21,7 +25,7 @@ def line_of(capsys, error, begun=False):
 
 def test_before_the_first_batch_every_error_is_one_line(capsys):
     assert line_of(capsys, ValueError("no such value")) == "no such value"
-    shown = "KeyError: 'a' (JSONARGPARSE_DEBUG=1 shows where)"
+    shown = "KeyError: 'a' (JSONARGPARSE_DEBUG=true shows where)"
     assert line_of(capsys, KeyError("a")) == shown, "not written for users"
 
 
@@ -35,9 +39,37 @@ def test_a_mistake_in_the_code_of_a_task_keeps_its_traceback(monkeypatch):
     failures.on_train_batch_start()
     with pytest.raises(KeyError), failures.one_line():
         raise KeyError("a")
-    monkeypatch.setenv("JSONARGPARSE_DEBUG", "1")
+    monkeypatch.setenv("JSONARGPARSE_DEBUG", "true")
     with pytest.raises(ValueError, match="no such value"), Failures().one_line():
         raise ValueError("no such value")
+
+
+def test_a_full_disk_has_a_name_and_bytes_are_no_part_of_it(capsys, tmp_path):
+    failures = Failures()
+    failures.folder = tmp_path
+    with pytest.raises(SystemExit, match="2"), failures.one_line(), open("/dev/full", "wb", buffering=0) as file:
+        file.write(b"a")
+    assert f"No space left on device, in {tmp_path}\n" in capsys.readouterr().err
+    shown = line_of(capsys, FileNotFoundError(2, "No such file or directory", b"runs/a/events"))
+    assert shown == "[Errno 2] No such file or directory: 'runs/a/events'"
+
+
+def test_the_error_of_tensorboards_writer_is_not_also_a_traceback(capsys, tmp_path):
+    writer = EventFileWriter(str(tmp_path / "run"))
+    shutil.rmtree(tmp_path / "run")
+
+    def write():
+        for _ in range(100):
+            writer.add_event(Event(step=1))
+            writer.flush()
+
+    before = threading.excepthook
+    with pytest.raises(SystemExit, match="2"), Failures().one_line():
+        write()
+    assert threading.excepthook is before
+    printed = capsys.readouterr().err
+    assert printed.count("\n") == 1
+    assert "error: [Errno 2] No such file or directory" in printed
 
 
 @pytest.mark.parametrize("program", ["train.py", "a/nonlocal_nets/__main__.py", ""])

@@ -1,6 +1,7 @@
 """A loss or gradient that is not finite ends the run, or its step is skipped; a network with NaN is never the best."""
 
 import csv
+import math
 import os
 import re
 import subprocess
@@ -15,6 +16,7 @@ import torch
 from nonlocal_nets.data import ImageFolder
 from nonlocal_nets.run import non_finite
 from nonlocal_nets.run.cli import main
+from nonlocal_nets.run.non_finite import has_finite_gradient
 from nonlocal_nets.tasks import ImageClassification
 from tests.run.conftest import SMALL
 
@@ -124,6 +126,14 @@ def test_steps_of_several_batches(refused):
     Spoilt.begin(losses=(4,))
     line = refused(main, [*WORDS, "--trainer.accumulate_grad_batches=2"])
     assert line.startswith("the loss of step 2 (epoch 0) is not finite")
+
+
+@pytest.mark.parametrize(("value", "finite"), [(1.0, True), (math.nan, False), (math.inf, False)])
+@pytest.mark.parametrize("sparse", [True, False])
+def test_gradients_that_are_sparse_are_looked_at_too(value, finite, sparse):
+    embedding = torch.nn.Embedding(5, 2, sparse=sparse)
+    (embedding(torch.tensor([1, 3])) * torch.tensor([[1.0], [value]])).sum().backward()
+    assert bool(has_finite_gradient(embedding)) == finite
 
 
 @pytest.mark.filterwarnings("ignore:skipped. the (loss|gradient) of step")

@@ -68,7 +68,7 @@ def test_a_module_without_rows_gets_no_table(tmp_path, caplog):
 
 def write(folder, rank, names):
     """One batch of two of one of two processes."""
-    trainer = SimpleNamespace(global_rank=rank, world_size=2, default_root_dir=str(folder))
+    trainer = SimpleNamespace(global_rank=rank, world_size=2, is_global_zero=rank == 0, default_root_dir=str(folder))
     task = SimpleNamespace(
         rows=lambda batch, prediction: [{"path": p, "class": k} for p, k in zip(batch, prediction, strict=True)]
     )
@@ -86,6 +86,20 @@ def test_each_process_has_a_file_that_each_command_begins_anew(tmp_path):
         "predictions-0.csv": [("a", "class 0"), ("c", "class 0")],
         "predictions-1.csv": [("b", "class 1"), ("d", "class 1")],
     }
+
+
+def test_tables_of_another_number_of_processes_do_not_stay_beside(tmp_path):
+    for name in ("predictions.csv", "predictions-1.csv", "predictions-2.csv", "predictions-of-mine.csv"):
+        (tmp_path / name).write_text("of an earlier command")
+    write(tmp_path, 1, ["b", "d"])
+    write(tmp_path, 0, ["a", "c"])
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "predictions-0.csv",
+        "predictions-1.csv",
+        "predictions-of-mine.csv",
+    }
+    predict(Echo(7, "local_convnet", blocks=Blocks(at="none")), tmp_path, torch.rand(3, 7).softmax(1))
+    assert {path.name for path in tmp_path.iterdir()} == {"predictions.csv", "predictions-of-mine.csv"}
 
 
 class Selective(Echo):

@@ -2,6 +2,8 @@
 
 import multiprocessing
 import os
+import re
+import resource
 import shutil
 import signal
 import stat
@@ -16,6 +18,7 @@ import torch
 from nonlocal_nets.run.cli import main
 from nonlocal_nets.run.folder import RUN_ID, shared_id
 from nonlocal_nets.run.signals import SIGNALS
+from tests.run.conftest import SMALL
 
 CONFIG = str(Path(__file__).parents[2] / "configs" / "image" / "cued_digits.yaml")
 WORDS = [
@@ -326,6 +329,95 @@ def test_a_full_disk_ends_the_run_with_one_line(monkeypatch, capsys):
     line = capsys.readouterr().err.splitlines()[-1]
     assert "error: cannot write the checkpoint" in line
     assert "No space left on device" in line
+
+
+class DiskFails(pl.Callback):
+    """In the second batch the disk is full, the folder of the run is deleted, or files cannot grow beyond a size."""
+
+    how: str | int = "full"
+
+    def on_train_batch_start(self, trainer, module, batch, batch_idx):
+        if batch_idx == 1:
+            self.fail(trainer)
+
+    on_predict_batch_start = on_train_batch_start
+
+    def fail(self, trainer):
+        folder = Path(trainer.default_root_dir)
+        if self.how == "deleted":
+            shutil.rmtree(folder)
+        elif self.how == "full":
+            (folder / "metrics.csv").unlink()
+            (folder / "metrics.csv").symlink_to("/dev/full")
+        else:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (self.how, resource.RLIM_INFINITY))
+
+
+@pytest.fixture
+def disk_fails():
+    yield DiskFails
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+@pytest.mark.parametrize(
+    ("how", "reason", "files"),
+    [
+        ("full", "No space left on device", "metrics.csv"),
+        (20_000, "File too large", "last.ckpt"),
+        ("deleted", "No such file or directory", "metrics.csv|events"),
+    ],
+)
+def test_a_full_disk_or_a_deleted_folder_ends_training_with_one_line(
+    monkeypatch, disk_fails, capsys, how, reason, files
+):
+    monkeypatch.setattr(disk_fails, "how", how)
+    logger = ["--trainer.logger=false"] if "ckpt" in files else []
+    often = ["--checkpoint.every_n_train_steps=1", "--trainer.callbacks+=tests.run.test_survival.DiskFails"]
+    with pytest.raises(SystemExit) as stop:
+        main([*WORDS, *logger, *often, "--id=full"])
+    assert stop.value.code == 2
+    printed = capsys.readouterr().err
+    assert "Traceback" not in printed
+    (line,) = [line for line in printed.splitlines() if "error" in line.lower()]
+    assert reason in line
+    assert re.search(f"{FOLDER}/full/.*({files})", line)
+    folder = FOLDER / "full" / "checkpoints"
+    assert ["last.ckpt"] * folder.exists() == [path.name for path in folder.glob("*")], "no part of a file"
+    if folder.exists():
+        assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 1, "the one of before is whole"
+
+
+@pytest.mark.parametrize(("how", "left"), [(1000, {"predictions.csv"}), ("deleted", set())])
+def test_a_full_disk_or_a_deleted_folder_in_predict(monkeypatch, disk_fails, capsys, small_images, how, left):
+    monkeypatch.setattr(disk_fails, "how", how)
+    path = Path("runs/default/full/predictions.csv")
+    path.parent.mkdir(parents=True)
+    path.write_text("of before")
+    more = ["--data.path=data", "--ckpt_path=initial", "--trainer.callbacks+=tests.run.test_survival.DiskFails"]
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", *SMALL, "--id=full", *more])
+    assert stop.value.code == 2
+    assert str(path) in capsys.readouterr().err.splitlines()[-1]
+    assert {file.name for file in path.parent.glob("*")} == left
+    assert not left or path.read_text() == "of before"
+
+
+def test_without_checkpoints_it_trains_and_a_signal_saves_nothing(monkeypatch, scontrol, caplog, capsys):
+    words = [*WORDS, "--id=told", "--trainer.enable_checkpointing=false"]
+    monkeypatch.setenv("SLURM_JOB_ID", "12")
+    monkeypatch.setenv("SLURM_JOB_NAME", "bash")
+    monkeypatch.setattr(Signal, "number", signal.SIGUSR1)
+    with pytest.raises(SystemExit) as stop:
+        main([*words, "--trainer.callbacks+=tests.run.test_survival.Signal"])
+    assert stop.value.code == 128 + signal.SIGUSR1
+    assert "SIGUSR1: nothing saved after step 9, as enable_checkpointing=false" in caplog.text
+    assert "to go on" not in caplog.text
+    assert not scontrol.exists(), "a requeued job would begin again, for ever"
+    assert not list(Path().rglob("*.ckpt"))
+    assert (FOLDER / "told" / "metrics.csv").is_file()
+    with pytest.raises(SystemExit):
+        main(words)
+    assert "runs/cued_digits/told holds a run" in capsys.readouterr().err
 
 
 @pytest.mark.slow

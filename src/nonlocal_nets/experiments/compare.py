@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from nonlocal_nets.experiments.arguments import ExperimentError, Parser, count
 from nonlocal_nets.experiments.table import Outcome, save_csv, table
@@ -142,14 +143,17 @@ def check(config: str, variants: dict[str, list[str]]) -> None:
     if not Path(config).is_file():
         raise ExperimentError(f"no config file {config!r}")
     for name, args in variants.items():
-        errors = io.StringIO()
+        resolved, errors = io.StringIO(), io.StringIO()
         try:
-            with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
+            with contextlib.redirect_stdout(resolved), contextlib.redirect_stderr(errors):
                 command(["fit", "--config", config, *args, "--print_config"])
         except SystemExit as end:
             if end.code:
                 reason = re.sub(r"^\S+: error: ", "", errors.getvalue())
                 raise ExperimentError(f"variant {name!r}: {reason}") from end
+        if yaml.safe_load(resolved.getvalue())["trainer"]["enable_checkpointing"] is False:
+            reason = "compare tests the best checkpoint, so trainer.enable_checkpointing cannot be false"
+            raise ExperimentError(f"variant {name!r}: {reason}")
 
 
 def compare(

@@ -22,7 +22,7 @@ from nonlocal_nets.run.choice import choose_checkpoint, choose_id
 from nonlocal_nets.run.config import SaveConfig
 from nonlocal_nets.run.curve import Curve
 from nonlocal_nets.run.epoch_means import EpochMeans
-from nonlocal_nets.run.errors import Parser, debug
+from nonlocal_nets.run.errors import Parser
 from nonlocal_nets.run.failures import Failures
 from nonlocal_nets.run.folder import RUN_ID, RunFolder
 from nonlocal_nets.run.gradients import Gradients
@@ -150,11 +150,20 @@ class NonLocalCLI(LightningCLI):
         trainer = super().instantiate_trainer(**kwargs, default_root_dir=folder.path)  # where callbacks find it
         prepare(trainer)
         trainer.strategy.checkpoint_io = WholeCheckpoints()
-        trainer.callbacks.append(LastCheckpoint(folder.checkpoints, self.args.checkpoint))  # type: ignore[attr-defined]
-        for callback in trainer.checkpoint_callbacks:
+        if self.args.trainer.enable_checkpointing is not False:
+            trainer.callbacks.append(LastCheckpoint(folder.checkpoints, self.args.checkpoint))  # type: ignore[attr-defined]
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(folder.checkpoints)
+            if isinstance(callback, Failures):
+                callback.folder = folder.path
         return trainer
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[pl.Callback]) -> pl.Trainer:
+        """With enable_checkpointing=false without the run's own checkpoints; Lightning refuses one of the user's."""
+        if config["enable_checkpointing"] is False:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, BestCheckpoint)]
+        return super()._instantiate_trainer(config, callbacks)
 
     def _tensorboard(self) -> TensorBoardLogger:
         """A resumed run hides what was logged after its checkpoint, and will be again."""
@@ -184,8 +193,6 @@ def main(args: list[str] | None = None) -> Any:
         raise SystemExit(0)
     if args[0] in VERBS:
         return importlib.import_module(VERBS[args[0]]).main(args[1:])
-    if debug():
-        os.environ["JSONARGPARSE_DEBUG"] = "true"  # jsonargparse takes no 1
     check_args(args)
     signals, failures = SaveOnSignal(), Failures()
     with signals.listening(), claim.released(), failures.one_line():

@@ -47,8 +47,8 @@ class RunError(ValueError):
 
 
 def debug() -> bool:
-    """Whether the user asked for tracebacks, by JSONARGPARSE_DEBUG."""
-    return os.environ.get("JSONARGPARSE_DEBUG", "").lower() not in ("", "0", "false", "no")
+    """Whether the user asked for tracebacks, by JSONARGPARSE_DEBUG=true; jsonargparse accepts true and false only."""
+    return os.environ.get("JSONARGPARSE_DEBUG", "").lower() == "true"
 
 
 def fail(message: str) -> NoReturn:
@@ -132,7 +132,7 @@ def _arguments(message: str) -> list[str]:
 
 
 class Parser(LightningArgumentParser):
-    """A parser with a help to read, that ends with one line and exit code 2; JSONARGPARSE_DEBUG=1 shows all of it."""
+    """A parser with a help to read, that ends with one line and exit code 2, or JSONARGPARSE_DEBUG=true with all."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **{"formatter_class": Help} | kwargs)

@@ -1,7 +1,11 @@
 """Which errors end a command with one line, and which with a traceback."""
 
+import errno
+import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -12,6 +16,7 @@ from nonlocal_nets.data import CorruptFileError
 from nonlocal_nets.run.errors import RunError, debug, fail, readable
 
 EXPLAINED = (ValueError, OSError, ModuleNotFoundError, MisconfigurationException)  # their messages are for users
+DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # some errors of these kinds name no file
 IN_THE_MIDDLE = (CorruptFileError, RunError, MisconfigurationException, OSError, MemoryError, torch.OutOfMemoryError)
 
 
@@ -24,17 +29,21 @@ class Failures(pl.Callback):
 
     def __init__(self) -> None:
         self.begun = False
+        self.folder: Path | None = None  # of the run, once it is known
 
     @contextmanager
     def one_line(self) -> Iterator[None]:
         """Ends the process with exit code 2 and one line, unless the user asked for tracebacks."""
         try:
-            yield
+            with _raised_once():
+                yield
         except Exception as error:
             known = isinstance(error, IN_THE_MIDDLE) or "can't allocate memory" in str(error)
             if debug() or (self.begun and not known):
                 raise
-            fail(describe(error))
+            unnamed = isinstance(error, OSError) and error.filename is None and error.errno in DISK
+            where = f", in {self.folder}" if unnamed and self.folder else ""
+            fail(describe(error) + where)
 
     def _begin(self, *args: Any) -> None:
         self.begun = True
@@ -42,12 +51,30 @@ class Failures(pl.Callback):
     on_train_batch_start = on_validation_batch_start = on_test_batch_start = on_predict_batch_start = _begin  # type: ignore[assignment]
 
 
+@contextmanager
+def _raised_once() -> Iterator[None]:
+    """TensorBoard's writer raises its error in its thread, which prints a traceback, and again in the main thread."""
+    before = threading.excepthook
+
+    def print_others(args: threading.ExceptHookArgs) -> None:
+        if debug() or not type(args.thread).__module__.startswith("tensorboard."):
+            before(args)
+
+    threading.excepthook = print_others
+    try:
+        yield
+    finally:
+        threading.excepthook = before
+
+
 def describe(error: Exception) -> str:
     """What an error says, in one line; of those that are not meant for users, also their name."""
     message = str(error)
+    if isinstance(error, OSError) and isinstance(error.filename, bytes):  # TensorBoard's
+        message = message.replace(repr(error.filename), repr(os.fsdecode(error.filename)))
     if "Original Traceback" in message:  # a worker's: the traceback, and last "path.of.TheError: what it says"
         message = message.splitlines()[-1].partition(": ")[2]
     elif not isinstance(error, EXPLAINED):
         first = message.strip().partition("\n")[0]
-        message = f"{type(error).__name__}: {first} (JSONARGPARSE_DEBUG=1 shows where)"
+        message = f"{type(error).__name__}: {first} (JSONARGPARSE_DEBUG=true shows where)"
     return readable(message)

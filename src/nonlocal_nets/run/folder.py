@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 
 CONFIG, LAST, METRICS = "config.yaml", "last.ckpt", "metrics.csv"
@@ -52,7 +53,7 @@ class RunFolder:
 
 def find(root: Path, run_id: str) -> Path | None:
     """The folder of the run with this id, of any project; None where there is none."""
-    return next(iter(sorted(path for path in root.glob(f"*/{run_id}") if path.is_dir())), None)
+    return next(iter(sorted(path for path in root.glob(f"*/{escape(run_id)}") if path.is_dir())), None)
 
 
 def shared_id() -> str | None:

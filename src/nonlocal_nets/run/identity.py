@@ -30,6 +30,17 @@ class Identity(pl.Callback):
         self.saved: Mapping[str, int | None] = {}
         self.in_the_middle = False
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Raise a RunError where the processes of one run took different folders or checkpoints.
+
+        Each chooses by itself. Without an id, those of two runs that start at once in one SLURM job may be mistaken.
+        """
+        chosen = {"folder": trainer.default_root_dir, "checkpoint": trainer.ckpt_path}
+        if trainer.strategy.reduce_boolean_decision(chosen == trainer.strategy.broadcast(chosen)):
+            return
+        took = " and ".join(f"the {name} {path}" for name, path in chosen.items())
+        raise RunError(f"the processes of this run differ, this one took {took}: give all the same --id")
+
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:

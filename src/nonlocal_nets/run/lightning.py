@@ -18,6 +18,7 @@ from pytorch_lightning.trainer.connectors.checkpoint_connector import _Checkpoin
 from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 from pytorch_lightning.utilities.model_summary.model_summary import _format_summary_table
 
+from nonlocal_nets.run.checkpoints import ALWAYS_LOGGED
 from nonlocal_nets.run.signals import SIGNALS
 
 WRITTEN_FOR = "2.6"
@@ -71,9 +72,12 @@ def prepare(trainer: pl.Trainer) -> None:
             callback.get_metrics = partial(_shown, callback.get_metrics)  # type: ignore[method-assign]
 
 
-def _shown(metrics: Callable[..., dict[str, Any]], *args: Any) -> dict[str, Any]:
-    """What a progress bar shows beside epoch and time: the loss and the metrics, not also the name of the run."""
-    return {name: value for name, value in metrics(*args).items() if name != "v_num"}
+def _shown(metrics: Callable[..., dict[str, Any]], trainer: pl.Trainer, *args: Any) -> dict[str, Any]:
+    """What a progress bar shows beside epoch and time: loss, metrics and what is monitored, not the name of the run."""
+    monitored = getattr(trainer.checkpoint_callback, "monitor", None)
+    values = {name: float(value) for name, value in trainer.callback_metrics.items() if name == monitored}
+    shown = metrics(trainer, *args) | values
+    return {name: value for name, value in shown.items() if name not in ("v_num", *ALWAYS_LOGGED)}
 
 
 def _summary_table(*args: Any) -> str:

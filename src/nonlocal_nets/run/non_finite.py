@@ -143,7 +143,7 @@ def on_an_accelerator(module: pl.LightningModule) -> bool:
 def has_finite_gradient(module: torch.nn.Module) -> Tensor:
     """Whether all gradients are finite, those of this process: a boolean on their device, which is not waited for."""
     found = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
-    return largest(each for each in found if not each.is_sparse).isfinite()
+    return largest(each._values() if each.is_sparse else each for each in found).isfinite()
 
 
 def has_nan(module: torch.nn.Module) -> bool:

@@ -1,6 +1,7 @@
 """One table of what `predict` predicts."""
 
 import csv
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,12 +13,15 @@ from pytorch_lightning.utilities import rank_zero_info
 
 from nonlocal_nets.files import beside, naming
 
+TABLE = re.compile(r"predictions(-\d+)?\.csv")
+
 
 class Predictions(BasePredictionWriter):
     """Writes `predictions.csv` into the run's folder, with the rows that the task makes of its predictions (`rows`).
 
     It takes the place of an older one once all is predicted. Of several processes each writes a file of its own,
-    `predictions-<rank>.csv`. A name that is not UTF-8 keeps its bytes: Python reads it with errors="surrogateescape".
+    `predictions-<rank>.csv`; those of an earlier command with another number of processes are then removed. A name
+    that is not UTF-8 keeps its bytes: Python reads it with errors="surrogateescape".
     """
 
     def __init__(self) -> None:
@@ -59,6 +63,8 @@ class Predictions(BasePredictionWriter):
                 beside(_path(trainer)).replace(_path(trainer))
             self.file = None
             rank_zero_info(f"Predictions: {_path(trainer)}")
+            if trainer.is_global_zero:
+                _remove_others(trainer)
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         if self.file is not None:
@@ -68,7 +74,15 @@ class Predictions(BasePredictionWriter):
             self.file = None
 
 
-def _path(trainer: pl.Trainer) -> Path:
-    """The table of this process."""
-    rank = f"-{trainer.global_rank}" if trainer.world_size > 1 else ""
-    return Path(trainer.default_root_dir) / f"predictions{rank}.csv"
+def _path(trainer: pl.Trainer, rank: int | None = None) -> Path:
+    """The table of a process, by default of this one."""
+    number = f"-{trainer.global_rank if rank is None else rank}" if trainer.world_size > 1 else ""
+    return Path(trainer.default_root_dir) / f"predictions{number}.csv"
+
+
+def _remove_others(trainer: pl.Trainer) -> None:
+    """Remove the tables of an earlier command with another number of processes: they are not parts of this one."""
+    parts = {_path(trainer, rank) for rank in range(trainer.world_size)}
+    found = [path for path in _path(trainer).parent.glob("predictions*.csv") if TABLE.fullmatch(path.name)]
+    for path in set(found) - parts:
+        path.unlink(missing_ok=True)

@@ -86,10 +86,16 @@ class SaveOnSignal(pl.Callback):
         got = {number: agree(self.received == number, all=False) for number in (signal.SIGUSR1, signal.SIGINT)}
         number = next((number for number, anywhere in got.items() if anywhere), signal.SIGTERM)
         last = last_checkpoint(trainer)
-        trainer.save_checkpoint(last)
-        rank_zero_info(f"{number.name}: saved {last} after step {trainer.global_step}")
+        if last is None:
+            rank_zero_info(
+                f"{number.name}: nothing saved after step {trainer.global_step}, as enable_checkpointing=false"
+            )
+        else:
+            trainer.save_checkpoint(last)
+            rank_zero_info(f"{number.name}: saved {last} after step {trainer.global_step}")
         requeue = number == signal.SIGUSR1
-        if trainer.is_global_zero and "SLURM_JOB_ID" in os.environ and (requeue or preempted()):
+        in_a_job = trainer.is_global_zero and "SLURM_JOB_ID" in os.environ
+        if last is not None and in_a_job and (requeue or preempted()):
             requeue_job()
         trainer.strategy.barrier()  # `srun --kill-on-bad-exit` ends the others as soon as one has left
         raise SystemExit(0 if "WANDB_SWEEP_ID" in os.environ and not requeue else 128 + number)
@@ -97,16 +103,17 @@ class SaveOnSignal(pl.Callback):
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Whatever ends a run early, there is a command that goes on with it."""
         self.training = False
-        if trainer.state.fn == TrainerFn.FITTING and last_checkpoint(trainer).is_file():
+        last = last_checkpoint(trainer)
+        if trainer.state.fn == TrainerFn.FITTING and last is not None and last.is_file():
             program = "train.py" if Path(sys.argv[0]).name == "train.py" else "-m nonlocal_nets"
             config = Path(trainer.default_root_dir) / CONFIG
             rank_zero_info(f"to go on: python {program} fit --config {config} --ckpt_path=last")
 
 
-def last_checkpoint(trainer: pl.Trainer) -> Path:
-    """The path of the run's last.ckpt."""
-    (last,) = (callback for callback in trainer.callbacks if isinstance(callback, LastCheckpoint))  # type: ignore[attr-defined]
-    return last.path
+def last_checkpoint(trainer: pl.Trainer) -> Path | None:
+    """The path of the run's last.ckpt; None where it has no checkpoints."""
+    paths = (callback.path for callback in trainer.callbacks if isinstance(callback, LastCheckpoint))  # type: ignore[attr-defined]
+    return next(paths, None)
 
 
 def preempted() -> bool:
