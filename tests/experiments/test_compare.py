@@ -91,7 +91,7 @@ def test_each_variant_and_seed_is_trained_in_its_folder_and_its_best_checkpoint_
             expected.append(["test", "--config", f"elsewhere/project/{run_id}/config.yaml", "--ckpt_path", "best"])
     assert command_line.commands == expected
     printed = [text.removeprefix("$ ") for text in capsys.readouterr().out.splitlines() if text.startswith("$ ")]
-    assert printed == [compare.shlex.join(["python", "train.py", *args]) for args in expected]
+    assert printed == [compare.shlex.join(["python", "-m", "nonlocal_nets", *args]) for args in expected]
 
 
 def test_rows_csv_table_and_pictures_have_the_values_of_their_runs(line, capsys):
@@ -213,7 +213,7 @@ def test_real_runs(tmp_path, monkeypatch, capsys):
 
     rows = compare.main([CONFIG, "--variant", "with the block:", "--variant", f"without: {NO_BLOCK}", "--", *SMALL])
     printed = capsys.readouterr().out
-    assert printed.count("$ python train.py fit") == printed.count("$ python train.py test") == 2
+    assert printed.count("$ python -m nonlocal_nets fit") == printed.count("$ python -m nonlocal_nets test") == 2
     for row in rows:
         tested = main(["test", "--config", f"{row['folder']}/config.yaml", *SMALL]).trainer.callback_metrics
         assert float(tested["test/accuracy"]) == pytest.approx(row["test/accuracy"])

@@ -66,12 +66,22 @@ def worse(run_of_the_module):
     return cli
 
 
-def test_train_alone_prints_the_manual(monkeypatch, capsys):
-    monkeypatch.setattr("sys.argv", ["train.py"])
+@pytest.mark.parametrize(
+    ("start", "name"),
+    [
+        (lambda: runpy.run_path(str(TRAIN), run_name="__main__"), "train.py"),
+        (lambda: runpy.run_module("nonlocal_nets", run_name="__main__"), "-m nonlocal_nets"),
+    ],
+    ids=["train.py", "-m"],
+)
+def test_the_program_alone_prints_the_manual(monkeypatch, capsys, start, name):
+    monkeypatch.setattr("sys.argv", ["train.py" if name == "train.py" else "nonlocal_nets/__main__.py"])
     with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(TRAIN), run_name="__main__")
+        start()
     assert stop.value.code == 0
-    assert capsys.readouterr().out.count("python train.py ") >= 3
+    printed = capsys.readouterr().out
+    for verb in ("fit", "test", "predict", "compare", "sweep"):
+        assert f"python {name} {verb} " in printed
 
 
 def test_a_run_leaves_everything_in_its_folder(caplog):

@@ -259,6 +259,27 @@ def test_where_all_checkpoints_are_torn_a_run_does_not_begin_again(capsys):
     assert message == f"no checkpoint that can be read in {folder}"
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (
+            ["fitt"],
+            "no verb 'fitt', did you mean fit?; there are fit, validate, test, predict, compare, sweep",
+        ),
+        (["x.yaml"], "no verb 'x.yaml'; there are fit, validate, test, predict, compare, sweep"),
+        (
+            ["fit", "--config", CONFIG, "--trainer.max_epoch=1"],
+            "no argument --trainer.max_epoch; nearest: --trainer.max_epochs",
+        ),
+        (["fit", "--config", CONFIG, "--proj=a"], "no argument --proj; nearest: --project"),
+        (["compare", CONFIG, "--variant", "a:", "--seed=2"], "unrecognized arguments: --seed=2"),
+    ],
+)
+def test_verbs_and_options_are_whole_words(capsys, args, message):
+    line = fails(capsys, *args)
+    assert line.startswith(message)
+
+
 @pytest.mark.parametrize("given", ["", "false", "False"])
 def test_words_for_no_debugging(monkeypatch, given):
     monkeypatch.setenv("JSONARGPARSE_DEBUG", given)

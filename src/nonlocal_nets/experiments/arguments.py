@@ -1,7 +1,7 @@
 """What the verbs share on the command line: counts, and errors in one line with exit code 2."""
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
 
 class ExperimentError(Exception):
@@ -9,7 +9,10 @@ class ExperimentError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that reports an error in one line, without the usage."""
+    """A parser of whole names only, that reports an error in one line, without the usage."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")

@@ -25,6 +25,7 @@ from nonlocal_nets.experiments.table import Outcome, save_csv, table
 from nonlocal_nets.experiments.workers import run_all
 from nonlocal_nets.run.cli import main as command
 from nonlocal_nets.run.folder import CONFIG
+from nonlocal_nets.run.help import program
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def run(job: Job) -> Result:
 
 
 def announced(args: list[str]) -> Any:
-    print(f"\n$ python train.py {shlex.join(args)}", flush=True)
+    print(f"\n$ python {program()} {shlex.join(args)}", flush=True)
     return command(args)
 
 

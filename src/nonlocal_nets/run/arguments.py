@@ -1,8 +1,9 @@
 """The arguments of a command, before the parser sees them."""
 
+import difflib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,13 @@ def check_args(args: list[str]) -> None:
             _check_config(Path(given or following))
         else:
             _check_value(option if given else "the command", given or arg)
+
+
+def check_verb(verb: str, known: Sequence[str]) -> None:
+    """Refuse a first argument that is neither an option nor a verb."""
+    if not verb.startswith("-") and verb not in known:
+        near = difflib.get_close_matches(verb, known, n=1)
+        fail(f"no verb {verb!r}{f', did you mean {near[0]}?' if near else ''}; there are {', '.join(known)}")
 
 
 def _check_value(option: str, text: str) -> None:

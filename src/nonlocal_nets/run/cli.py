@@ -16,7 +16,7 @@ import nonlocal_nets.callbacks  # with data and tasks: so that `class_path` may 
 import nonlocal_nets.tasks  # noqa: F401
 from nonlocal_nets.data.trained import trained_on
 from nonlocal_nets.run import claim, wandb
-from nonlocal_nets.run.arguments import FROM_DATA, check_args, nested_nulls
+from nonlocal_nets.run.arguments import FROM_DATA, check_args, check_verb, nested_nulls
 from nonlocal_nets.run.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpoints, load
 from nonlocal_nets.run.choice import choose_checkpoint, choose_id
 from nonlocal_nets.run.config import SaveConfig
@@ -26,7 +26,7 @@ from nonlocal_nets.run.errors import Parser
 from nonlocal_nets.run.failures import Failures
 from nonlocal_nets.run.folder import RUN_ID, RunFolder
 from nonlocal_nets.run.gradients import Gradients
-from nonlocal_nets.run.help import TITLES
+from nonlocal_nets.run.help import MANUAL, TITLES, program
 from nonlocal_nets.run.identity import MEANING, Identity, check_checkpoint
 from nonlocal_nets.run.lightning import counts_before_fractions, prepare
 from nonlocal_nets.run.monitors import Monitors
@@ -188,9 +188,10 @@ def main(args: list[str] | None = None) -> Any:
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # huge pages for large tensors, before the first (benchmarks/)
     torch.set_flush_denormal(True)  # the tails of a softmax are denormal numbers: up to 8 times slower on a CPU
     args = sys.argv[1:] if args is None else args
-    if not args:  # train.py's docstring is the manual
-        print(sys.modules["__main__"].__doc__)
+    if not args:
+        print(MANUAL.format(program=program()))
         raise SystemExit(0)
+    check_verb(args[0], (*NonLocalCLI.subcommands(), *VERBS))
     if args[0] in VERBS:
         return importlib.import_module(VERBS[args[0]]).main(args[1:])
     check_args(args)

@@ -55,7 +55,8 @@ def fail(message: str) -> NoReturn:
     """End with exit code 2 and the message on one line of stderr, of at most LONGEST characters and without secrets."""
     for pattern, replacement in SECRETS:
         message = re.sub(pattern, replacement, message)
-    line = f"{Path(sys.argv[0]).name or 'train.py'}: error: {' '.join(message.split())}"
+    name = Path(sys.argv[0]).name.replace("__main__.py", "nonlocal_nets")
+    line = f"{name or 'train.py'}: error: {' '.join(message.split())}"
     line = line if len(line) <= LONGEST else f"{line[: LONGEST - 85]} ... {line[-80:]}"
     sys.stderr.write(f"{line}\n")
     raise SystemExit(2)
@@ -135,7 +136,8 @@ class Parser(LightningArgumentParser):
     """A parser with a help to read, that ends with one line and exit code 2, or JSONARGPARSE_DEBUG=true with all."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{"formatter_class": Help} | kwargs)
+        given: dict[str, Any] = {"formatter_class": Help, "allow_abbrev": False} | kwargs
+        super().__init__(*args, **given)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         if debug() or not self.exit_on_error:

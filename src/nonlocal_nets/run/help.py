@@ -1,7 +1,9 @@
-"""The help of train.py: for every argument a sentence or two, its type and its default."""
+"""The manual of train.py, and its help: for every argument a sentence or two, its type and its default."""
 
 import re
+import sys
 from argparse import Action
+from pathlib import Path
 
 from jsonargparse import DefaultHelpFormatter
 
@@ -23,6 +25,30 @@ OURS = {  # where the command line differs from Lightning's documentation
     "checkpoint.save_last": "Leave it false: last.ckpt is always written, as often as the best one is looked for.",
     "ckpt_path": 'A checkpoint, or "last" or "best" of the run. The command line decides, not the checkpoint.',
 }
+
+
+MANUAL = """Train and evaluate non-local networks, and compare them.
+
+    python {program} fit      --config configs/image/cued_digits.yaml
+    python {program} fit      --config configs/image/cued_digits.yaml --model.blocks.pairwise=dot_product
+    python {program} fit      --config configs/image/cued_digits.yaml --model.blocks.at=none --model.optimizer.lr=0.001
+    python {program} fit      --config configs/image/cued_digits.yaml --config configs/data/elpv.yaml
+    python {program} fit      --config runs/<project>/<id>/config.yaml --ckpt_path=last     resume it
+    python {program} test     --config runs/<project>/<id>/config.yaml     its best checkpoint; also validate
+    python {program} predict  --config runs/<project>/<id>/config.yaml --data.path=<file or folder>
+    python {program} compare  configs/image/cued_digits.yaml --variant "with:" --variant "none: --model.blocks.at=none"
+    python {program} sweep    configs/sweeps/pairwise.yaml --processes 2
+    python {program} fit      --help                                    and --model.help=ImageClassification
+
+Every key of a config can be given on the command line, which wins. The folder of a run, runs/<project>/<id>, holds its
+resolved config, its checkpoints, its logs (TensorBoard and CSV) and its pictures; --trainer.default_root_dir=<folder>
+puts it elsewhere. `python -m nonlocal_nets` is the same program, from any folder, in which it also finds packages, such
+as that of --data=mypkg.MyData."""
+
+
+def program() -> str:
+    """What follows `python` in a command like the one that was given: train.py, or -m nonlocal_nets."""
+    return "train.py" if Path(sys.argv[0]).name == "train.py" else "-m nonlocal_nets"
 
 
 class Help(DefaultHelpFormatter):

@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_warn
 
 from nonlocal_nets.run.checkpoints import LastCheckpoint
 from nonlocal_nets.run.folder import CONFIG
+from nonlocal_nets.run.help import program
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT)
 
@@ -105,9 +105,8 @@ class SaveOnSignal(pl.Callback):
         self.training = False
         last = last_checkpoint(trainer)
         if trainer.state.fn == TrainerFn.FITTING and last is not None and last.is_file():
-            program = "train.py" if Path(sys.argv[0]).name == "train.py" else "-m nonlocal_nets"
             config = Path(trainer.default_root_dir) / CONFIG
-            rank_zero_info(f"to go on: python {program} fit --config {config} --ckpt_path=last")
+            rank_zero_info(f"to go on: python {program()} fit --config {config} --ckpt_path=last")
 
 
 def last_checkpoint(trainer: pl.Trainer) -> Path | None:

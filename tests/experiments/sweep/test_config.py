@@ -4,6 +4,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 pytest.importorskip("sweeps", reason="an extra of its own, see pyproject.toml", exc_type=ImportError)
 
@@ -35,6 +36,14 @@ def test_what_is_wrong_in_a_sweep_is_one_line_before_any_work(changes, message, 
     assert message in error
     assert error.count("\n") == 1
     assert not Path("runs").exists()
+
+
+def test_a_command_without_the_program_needs_none(monkeypatch):
+    found = config.read(Path(written(program="absent.py", command=["python", "-m", "nonlocal_nets", "fit", "${args}"])))
+    assert config.command(found, {"x": 1}) == ["python", "-m", "nonlocal_nets", "fit", "--x=1"]
+    del found["program"]
+    Path("sweep.yaml").write_text(yaml.safe_dump(found))
+    assert config.command(config.read(Path("sweep.yaml")), {"x": 2})[-1] == "--x=2"
 
 
 def test_wrong_files_and_numbers_are_one_line(capsys):

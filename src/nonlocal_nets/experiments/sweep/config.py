@@ -34,16 +34,23 @@ def read(path: Path) -> dict[str, Any]:
 
 def unsupported(config: dict[str, Any]) -> list[str]:
     """What wandb's schema accepts and this runner cannot run."""
-    problems = [f"no {name!r}" for name in ("program", "metric", "parameters") if name not in config]
+    problems = [f"no {name!r}" for name in ("metric", "parameters") if name not in config]
+    if "program" not in config and needs_program(config):
+        problems.append("no 'program'")
     if config["method"] == "custom" or "scheduler" in config:
         problems.append("a custom scheduler needs wandb's server")
     if "target" in config.get("metric", {}):
         problems.append("metric.target is not supported here, run_cap is")
-    if "program" in config and not Path(config["program"]).is_file():
+    if "program" in config and needs_program(config) and not Path(config["program"]).is_file():
         problems.append(f"no program {config['program']!r} in {Path.cwd()}")
     if "value" not in config.get("parameters", {}).get(ROOT, {"value": ""}):
         problems.append(f"{ROOT} cannot be swept: all runs of a sweep are under one root")
     return problems
+
+
+def needs_program(config: dict[str, Any]) -> bool:
+    """Whether a command has the program in it; one such as `python -m nonlocal_nets fit` has not."""
+    return "${program}" in map(str, config.get("command") or ["${program}"])
 
 
 def ambiguous(config: dict[str, Any]) -> list[str]:
@@ -73,7 +80,7 @@ def command(config: dict[str, Any], parameters: dict[str, Any]) -> list[str]:
     from wandb.sdk.launch.sweeps.utils import create_sweep_command
 
     values = forms_of(parameters)
-    values |= {"env": ["/usr/bin/env"], "interpreter": ["python"], "program": [config["program"]]}
+    values |= {"env": ["/usr/bin/env"], "interpreter": ["python"], "program": [str(config.get("program"))]}
     args: list[str] = []
     for item in map(str, create_sweep_command(list(config.get("command", [])))):
         macro = MACRO.fullmatch(item)
