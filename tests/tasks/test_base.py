@@ -197,4 +197,4 @@ def test_batches_that_the_default_cannot_cut_are_refused():
     with pytest.raises(
         ValueError, match=r"Lists must define first_samples for .* got 2 samples instead of the first 1"
     ):
-        model._own_samples(["b", "a again"], 0)
+        model._without_duplicates(["b", "a again"], 0)

@@ -190,9 +190,9 @@ def test_samples_that_are_repeated_for_equal_shares_are_left_out(samples, batch_
         loader = DataLoader(data, batch_size=batch_size, sampler=sampler)
         task.trainer = SimpleNamespace(testing=True, test_dataloaders=loader)
         for index, batch in enumerate(loader):
-            own = task._own_samples(batch, index)
-            assert own is None or len(own[1]), "a network cannot run on nothing"
-            counted += [] if own is None else own[1].tolist()
+            unique = task._without_duplicates(batch, index)
+            assert unique is None or len(unique[1]), "a network cannot run on nothing"
+            counted += [] if unique is None else unique[1].tolist()
     assert sorted(counted) == list(range(samples))
 
 

@@ -119,7 +119,7 @@ def _arrows(figure: Any, axes: dict[int, Any], arrows: Arrows, frames: int) -> N
     from matplotlib.patches import ConnectionPatch
     from matplotlib.patheffects import withStroke
 
-    query, own = arrows.query, axes[arrows.query.frame]
+    query, query_axes = arrows.query, axes[arrows.query.frame]
     start = (query.column, query.row)
     for key in reversed(arrows.keys):  # the strongest on top
         number = nearest(key, list(axes), frames)
@@ -130,11 +130,11 @@ def _arrows(figure: Any, axes: dict[int, Any], arrows: Arrows, frames: int) -> N
         axes[number].plot(*end, "o", markersize=3, **style)
         if (number, end) != (query.frame, start):
             style |= {"linestyle": "-" if number in key.frames else ":", "arrowstyle": "-|>", "mutation_scale": 8}
-            transforms = (own.transData, axes[number].transData)
+            transforms = (query_axes.transData, axes[number].transData)
             figure.add_artist(ConnectionPatch(start, end, *transforms, **style))
     for shade, width in (("black", 4), ("white", 2)):  # on the figure, as the arrows are, to be above them
         cross: dict[str, Any] = {"marker": "+", "color": shade, "markersize": 9 + width, "markeredgewidth": width}
-        figure.add_artist(Line2D([query.column], [query.row], transform=own.transData, **cross))
+        figure.add_artist(Line2D([query.column], [query.row], transform=query_axes.transData, **cross))
 
 
 def animate(clip: Tensor, rows: dict[str, Arrows], path: Path) -> None:

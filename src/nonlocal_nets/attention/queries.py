@@ -53,8 +53,8 @@ def rows_by_query(
     if query_point is not None:
         points[(query_point.__doc__ or "query point").split(".")[0].lower()] = query_point(values)
     points |= {f"at {fraction:g}": (fraction,) for fraction in at}
-    place = name.removeprefix("network.").removesuffix(".non_local")
-    titles = [f"{place}: {what}" for what in points]
+    point = name.removeprefix("network.").removesuffix(".non_local")
+    titles = [f"{point}: {what}" for what in points]
     rows = rows_at(block, seen.x, list(points.values()), seen.mask)
     return dict(zip(titles, map(_without_padding, rows), strict=True))
 

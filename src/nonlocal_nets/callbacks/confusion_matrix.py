@@ -88,8 +88,8 @@ def total(counts: Tensor | None, reduce: Any, device: torch.device) -> Tensor:
     classes = int(reduce(torch.tensor(0 if counts is None else len(counts), device=device), reduce_op="max"))
     if not classes:
         raise ValueError("ConfusionMatrix needs a test_step that returns logits and target, got None for every batch")
-    own = torch.zeros(classes, classes, dtype=torch.long, device=device) if counts is None else counts
-    summed: Tensor = reduce(own, reduce_op="sum")
+    local = torch.zeros(classes, classes, dtype=torch.long, device=device) if counts is None else counts
+    summed: Tensor = reduce(local, reduce_op="sum")
     return summed.cpu()
 
 

@@ -125,8 +125,8 @@ def _convert(name: str, module: nn.Module) -> nn.Module:
         return CONVERTERS[kind](module).train(module.training)
     if kind.__name__ == "SelectAdaptivePool2d":  # timm's, by name so that timm need not be imported
         return _global_pool(module).train(module.training)
-    own = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
-    if any(t.ndim > 3 for t in own) or (kind.__name__.endswith("2d") and (own or not list(module.children()))):
+    direct = [t for t in (*module._parameters.values(), *module._buffers.values()) if t is not None]
+    if any(t.ndim > 3 for t in direct) or (kind.__name__.endswith("2d") and (direct or not list(module.children()))):
         known = ", ".join(sorted(kind.__name__ for kind in CONVERTERS))
         raise ValueError(f"{name!r}, a {kind.__name__}, has no 3-D form here, unlike {known}")
     for child, layer in module.named_children():

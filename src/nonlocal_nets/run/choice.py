@@ -77,10 +77,10 @@ def _trained(folder: RunFolder, weights: str | None) -> Path | None:
 
 def last_checkpoint(folder: Path, begin: bool) -> Path | None:
     """The newest checkpoint that can be read, which is logged; None where a run begins."""
-    path, torn = newest(folder, resume=begin)
-    for reason in torn:
+    path, unreadable = newest(folder, resume=begin)
+    for reason in unreadable:
         rank_zero_warn(f"{reason}; taking the one before it")
-    if path is None and (torn or not begin):
+    if path is None and (unreadable or not begin):
         raise ValueError(f"no checkpoint that can be read in {folder}")
     rank_zero_info(f"--ckpt_path=last: {path or f'none in {folder} yet, starting the run'}")
     return path

@@ -145,8 +145,8 @@ class NonLocalCLI(LightningCLI):
         given, folder = self.config_init[str(self.subcommand)].trainer.logger, self.folder
         if given is not False:
             others = [] if given in (None, True) else given if isinstance(given, list) else [given]
-            own = [self._tensorboard(), Curve(folder.path)] if self.subcommand == "fit" else []
-            kwargs["logger"] = [*own, *others] or False
+            default = [self._tensorboard(), Curve(folder.path)] if self.subcommand == "fit" else []
+            kwargs["logger"] = [*default, *others] or False
         trainer = super().instantiate_trainer(**kwargs, default_root_dir=folder.path)  # where callbacks find it
         prepare(trainer)
         trainer.strategy.checkpoint_io = WholeCheckpoints()

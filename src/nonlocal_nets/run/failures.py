@@ -17,7 +17,7 @@ from nonlocal_nets.run.errors import RunError, debug, fail, readable
 
 EXPLAINED = (ValueError, OSError, ModuleNotFoundError, MisconfigurationException)  # their messages are for users
 DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)  # some errors of these kinds name no file
-IN_THE_MIDDLE = (CorruptFileError, RunError, MisconfigurationException, OSError, MemoryError, torch.OutOfMemoryError)
+NOT_BUGS = (CorruptFileError, RunError, MisconfigurationException, OSError, MemoryError, torch.OutOfMemoryError)
 
 
 class Failures(pl.Callback):
@@ -38,7 +38,7 @@ class Failures(pl.Callback):
             with _raised_once():
                 yield
         except Exception as error:
-            known = isinstance(error, IN_THE_MIDDLE) or "can't allocate memory" in str(error)
+            known = isinstance(error, NOT_BUGS) or "can't allocate memory" in str(error)
             if debug() or (self.begun and not known):
                 raise
             unnamed = isinstance(error, OSError) and error.filename is None and error.errno in DISK

@@ -26,9 +26,10 @@ class Gradients(pl.Callback):
         loop = trainer.fit_loop
         if isinstance(loop, FitLoop) and loop.in_epoch and loop._should_accumulate():
             found = {name: parameter.grad for name, parameter in pl_module.named_parameters()}
-            own = {name: value for name, value in found.items() if value is not None and not isinstance(value, DTensor)}
             checkpoint[KEY] = {
-                name: trainer.strategy.reduce(value.clone(), reduce_op="mean") for name, value in own.items()
+                name: trainer.strategy.reduce(value.clone(), reduce_op="mean")
+                for name, value in found.items()
+                if value is not None and not isinstance(value, DTensor)
             }
 
     def on_load_checkpoint(

@@ -28,7 +28,7 @@ class Identity(pl.Callback):
 
     def __init__(self) -> None:
         self.saved: Mapping[str, int | None] = {}
-        self.in_the_middle = False
+        self.mid_epoch = False
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Raise a RunError where the processes of one run took different folders or checkpoints.
@@ -51,7 +51,7 @@ class Identity(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
-        self.in_the_middle = not progress.get("is_last_batch", True)
+        self.mid_epoch = not progress.get("is_last_batch", True)
         self.saved = checkpoint.get(BATCHES, {})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -63,13 +63,13 @@ class Identity(pl.Callback):
         given = _batches(trainer)
         differing = [name for name in given if self.saved.get(name, given[name]) != given[name]]
         changes = "; ".join(f"{name}: {self.saved[name]} before, {given[name]} now" for name in differing)
-        if self.in_the_middle and TOGETHER in differing:
+        if self.mid_epoch and TOGETHER in differing:
             raise RunError(f"an epoch cannot go on in its middle with other batches; {changes}")
         if changes:
             rank_zero_info(f"resuming with other batches; {changes}")
             done: Any = trainer.fit_loop.epoch_loop.batch_progress.current  # or the ended epoch would go on
             done.ready = done.started = done.processed = done.completed = int(trainer.num_training_batches)
-        self.saved, self.in_the_middle = {}, False
+        self.saved, self.mid_epoch = {}, False
 
 
 def _batches(trainer: pl.Trainer) -> dict[str, int | None]:

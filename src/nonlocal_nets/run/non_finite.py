@@ -154,8 +154,8 @@ def has_nan(module: torch.nn.Module) -> bool:
 
 def largest(values: Iterable[Tensor]) -> Tensor:
     """The largest absolute value in this process, a scalar; NaN if there is one, and unlike a sum no overflow."""
-    own = [value.to_local() if isinstance(value, DTensor) else value for value in values]
-    return torch.nn.utils.get_total_norm(own, torch.inf)
+    local = [value.to_local() if isinstance(value, DTensor) else value for value in values]
+    return torch.nn.utils.get_total_norm(local, torch.inf)
 
 
 def _describe(trainer: pl.Trainer, step: int, batches: list[int], flags: Tensor) -> tuple[bool, str]:

@@ -37,10 +37,10 @@ class Summary(pl.Callback):
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.evaluating += time.monotonic() - self.evaluation_started
         if trainer.state.fn == TrainerFn.VALIDATING:
-            say(trainer, self.lines(trainer, "val"))
+            log_lines(trainer, self.lines(trainer, "val"))
 
     def on_test_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        say(trainer, self.lines(trainer, "test"))
+        log_lines(trainer, self.lines(trainer, "test"))
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         training = time.monotonic() - self.training_started - self.evaluating
@@ -55,7 +55,7 @@ class Summary(pl.Callback):
         if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_score is not None:
             best = f"{checkpoint.monitor} {checkpoint.best_model_score:.4f}"
             lines["best"] = f"{best}: {checkpoint.best_model_path}"
-        say(trainer, lines)
+        log_lines(trainer, lines)
 
     def lines(self, trainer: pl.Trainer, stage: str) -> dict[str, str]:
         """Figures of a stage and wall time since set-up."""
@@ -65,7 +65,7 @@ class Summary(pl.Callback):
         return {"figures": ", ".join(figures) or "none", "time": f"{minutes} min {seconds} s"}
 
 
-def say(trainer: pl.Trainer, lines: dict[str, str]) -> None:
+def log_lines(trainer: pl.Trainer, lines: dict[str, str]) -> None:
     """Print the lines and the run's folder, once in a distributed run."""
     lines["folder"] = trainer.default_root_dir
     rank_zero_info("\n".join(f"{name:8}{text}" for name, text in lines.items()))

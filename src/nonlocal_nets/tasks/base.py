@@ -158,31 +158,31 @@ class Task(pl.LightningModule, ABC):
         self._evaluation_step(batch, batch_idx, "val", self.val_metrics, self.val_loss)
 
     def test_step(self, batch: Any, batch_idx: int) -> Mapping[str, Any] | None:
-        """What `evaluate` returned; None for a batch of which no sample is this process's own."""
+        """What `evaluate` returned; None for a batch of duplicates only."""
         return self._evaluation_step(batch, batch_idx, "test", self.test_metrics, self.test_loss)
 
     def _evaluation_step(
         self, batch: Any, batch_idx: int, stage: str, metrics: MetricCollection, mean_loss: MeanMetric
     ) -> Mapping[str, Any] | None:
-        own = self._own_samples(batch, batch_idx)
-        # without a sample of its own the network still runs: with FSDP all processes must meet in it
-        outputs = self.evaluate(batch, metrics.clone()) if own is None else self.evaluate(own, metrics)
+        unique = self._without_duplicates(batch, batch_idx)
+        # of a batch of duplicates the network still runs: with FSDP all processes must meet in it
+        outputs = self.evaluate(batch, metrics.clone()) if unique is None else self.evaluate(unique, metrics)
         if outputs is not None and "loss" in outputs:
-            if own is not None:
-                mean_loss.update(outputs["loss"].detach(), self.num_samples(own))
+            if unique is not None:
+                mean_loss.update(outputs["loss"].detach(), self.num_samples(unique))
             self.log(f"{stage}/loss", mean_loss, on_step=False, on_epoch=True)
         self.log_dict(metrics, prog_bar=True, on_step=False, on_epoch=True)
-        return None if own is None else outputs
+        return None if unique is None else outputs
 
-    def _own_samples(self, batch: Any, batch_idx: int) -> Any:
+    def _without_duplicates(self, batch: Any, batch_idx: int) -> Any:
         """A batch of evaluation without the duplicates that DistributedSampler adds; None if nothing is left."""
         loaders = self.trainer.test_dataloaders if self.trainer.testing else self.trainer.val_dataloaders
         batches = _batch_sampler(loaders[0] if isinstance(loaders, list) else loaders)
         sampler = getattr(batches, "sampler", None)
         if not isinstance(sampler, DistributedSampler):
             return batch
-        own = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]
-        left = own - batch_idx * batches.batch_size
+        share = len(range(sampler.rank, len(sampler.dataset), sampler.num_replicas))  # type: ignore[arg-type]
+        left = share - batch_idx * batches.batch_size
         if left <= 0:
             return None
         if left >= self.num_samples(batch):
