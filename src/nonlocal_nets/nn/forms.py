@@ -46,6 +46,8 @@ class Function:
     """A pairwise function f and its C(x)."""
 
     forms: dict[str, Form]
+    plain = "materialised"  # a form that torch.func can transform
+    differentiable: tuple[str, ...] = ("materialised", "associative")  # forms of plain operations
     has_scale = False
     has_weight = False
 
@@ -122,6 +124,8 @@ class Counted(Function):
 
 class DotProduct(Counted):
     """f = q_i . k_j, C = M (Eq. 4): (q k^T) v = q (k^T v)."""
+
+    plain = "associative"
 
     def __init__(self) -> None:
         self.forms = {"associative": self.associative, "materialised": self.materialised}

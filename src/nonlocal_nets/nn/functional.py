@@ -17,11 +17,13 @@ run over the valid keys and M is their number. Sums run in float32 or wider, wha
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from nonlocal_nets.nn.forms import FUNCTIONS, Function, Sizes, divide_by_count, softmax
+from nonlocal_nets.nn.higher_order import differentiable_again, is_transformed
 
 __all__ = [
     "FORMS",
@@ -69,19 +71,25 @@ def nonlocal_operation(
         ValueError: an unknown function or form, or shapes that do not fit.
     """
     function = _check(pairwise, query, key, value, mask, scale, weight)
-    if form is None:
+    if form is None and is_transformed():
+        form = function.plain
+    elif form is None:
         sizes = query.shape[1], key.shape[1], key.shape[2], value.shape[2], query.shape[0]
         form = choose_form(pairwise, *sizes, value, key is query and mask is None)
     if form not in function.forms:
         raise ValueError(f"form of {pairwise} must be one of {', '.join(function.forms)}, got {form!r}")
     if mask is not None:  # a zero value adds nothing to any sum, and keeps NaN in the padding out of it
         key, value = key.masked_fill(~mask[..., None], 0), value.masked_fill(~mask[..., None], 0)
+    run = function.forms[form]
+    plain = partial(_plain, function, mask=mask, scale=scale)
     if form == "fused":  # sums in float32 by itself
-        return function.forms[form](query, key, value, mask, scale)
+        return differentiable_again(run(query, key, value, mask, scale), plain, query, key, value)
     with autocast(query.device.type, enabled=False):
         wide = _wide(query)
         query, key = function.fold(wide, wide if key is query else _wide(key), weight)
-        return function.forms[form](query, key, _wide(value), mask, scale)
+        value = _wide(value)
+        y = run(query, key, value, mask, scale)
+        return y if form in function.differentiable else differentiable_again(y, plain, query, key, value)
 
 
 def weights(
@@ -166,6 +174,12 @@ def reference(
             for f_ij, j in zip(f, valid, strict=True):
                 y[b, i] = y[b, i] + f_ij * value[b, j] / c
     return y
+
+
+def _plain(function: Function, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
+    """Eq. 1 by operations that torch can differentiate again and again, in float32 or wider."""
+    with autocast(query.device.type, enabled=False):
+        return function.forms[function.plain](_wide(query), _wide(key), _wide(value), mask, scale)
 
 
 def _wide(tensor: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nonlocal_nets.nn.higher_order import is_transformed
+
 GRADIENTS = 2**20  # entries of a weight's gradient, per sample, that are in memory at a time
 
 
@@ -27,7 +29,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor, channels_first: bool = False
         bias: (D,).
         channels_first: the memory layout of the result.
     """
-    if torch.compiler.is_compiling() or (x.is_contiguous() and not channels_first):  # in an export too
+    plain = torch.compiler.is_compiling() or is_transformed()  # in an export too
+    if plain or (x.is_contiguous() and not channels_first):
         return F.linear(x, weight, bias)
     function = _Linear.apply if torch.is_grad_enabled() else _Linear.forward
     y_BND: Tensor = function(x.flatten(1, -2), weight, bias, channels_first)

@@ -22,11 +22,16 @@ class _SortedSum(torch.autograd.Function):
     def forward(ctx: torch.autograd.function.FunctionCtx, a: Tensor, b: Tensor, v: Tensor) -> Tensor:
         sum_v, sum_bv = _active_sums(a, b, v)
         ctx.save_for_backward(a, b, v, sum_v)
+        ctx.set_materialize_grads(False)
         return a[..., None] * sum_v + sum_bv
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: torch.autograd.function.FunctionCtx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, dy: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        if dy is None:  # higher_order.py has the gradients
+            return None, None, None
         a, b, v, sum_v = ctx.saved_tensors  # type: ignore[attr-defined]
         sum_dy, sum_ady = _active_sums(b, a, dy)
         return (sum_v * dy).sum(-1), (sum_dy * v).sum(-1), b[..., None] * sum_dy + sum_ady
