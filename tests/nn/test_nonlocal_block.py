@@ -653,6 +653,20 @@ def test_state_dict_names_and_shapes(pairwise, norm):
     assert {name: tuple(t.shape) for name, t in state.items()} == expected
 
 
+@pytest.mark.parametrize("axes", [1, 2, 3])
+@pytest.mark.parametrize("pairwise", PAIRWISE)
+def test_weights_of_convolutions_of_size_one_are_loaded(pairwise, axes):
+    block, other = make(pairwise), make(pairwise)
+    randomise(other, seed=1)
+    layers = {f"{name}.weight" for name in ("g", "out", *LINEAR[pairwise])}
+    state = {name: t[..., *[None] * axes] if name in layers else t for name, t in other.state_dict().items()}
+    block.load_state_dict(state)
+    assert all(torch.equal(t, block.state_dict()[name]) for name, t in other.state_dict().items())
+    assert all(state[name].ndim == 2 + axes for name in layers), "the caller's are as they were"
+    with pytest.raises(RuntimeError, match=r"size mismatch for g\.weight"):
+        block.load_state_dict(state | {"g.weight": torch.zeros(2, C, 3)})
+
+
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda block: pickle.loads(pickle.dumps(block))])
 @pytest.mark.parametrize("pairwise", PAIRWISE)
 def test_copy_and_pickle(pairwise, clone):

@@ -50,6 +50,17 @@ def test_a_nonlocal_net_starts_from_its_baseline(saved):
     assert sevens(model) == set(network().state_dict())
 
 
+def test_a_block_of_convolutions_of_size_one(saved):
+    """As other implementations have them; they must not be passed over as those of another network."""
+    state = {name: torch.full_like(value, 7) for name, value in network(blocks=True).state_dict().items()}
+    linear = [name for name, value in state.items() if "non_local" in name and value.ndim == 2]
+    assert len(linear) == 4
+    torch.save(state | {name: state[name][..., None, None] for name in linear}, saved)
+    model = network(blocks=True)
+    assert load_weights(model, saved, "fc") == f"weights of {saved}"
+    assert sevens(model) == set(model.state_dict())
+
+
 def test_a_checkpoint_of_a_task(tmp_path):
     task = ImageClassification(2, "local_convnet", (3, 16, 16), blocks=Blocks(at="layer3"))
     torch.save({"state_dict": task.state_dict(), "epoch": 3}, tmp_path / "last.ckpt")

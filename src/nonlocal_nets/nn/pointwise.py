@@ -12,10 +12,24 @@ GRADIENTS = 2**20  # entries of a weight's gradient, per sample, that are in mem
 
 
 class Pointwise(nn.Linear):
-    """nn.Linear over the channels of (B, *S, C), in the memory layout channels last or channels first."""
+    """nn.Linear over the channels of (B, *S, C), in the memory layout channels last or channels first.
+
+    It also loads the weights of a convolution of size 1, (D, C, 1, ..., 1), which other implementations have.
+    """
 
     def forward(self, x: Tensor, channels_first: bool = False) -> Tensor:
         return linear(x, self.weight, self.bias, channels_first)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        if f"{prefix}weight" in state_dict:
+            state_dict[f"{prefix}weight"] = as_linear(state_dict[f"{prefix}weight"])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def as_linear(weight: Tensor) -> Tensor:
+    """A weight (D, C, 1, ..., 1) of a convolution as (D, C); any other tensor as it is."""
+    is_pointwise = weight.ndim > 2 and weight.shape[2:].numel() == 1
+    return weight.flatten(1) if is_pointwise else weight
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor, channels_first: bool = False) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from nonlocal_nets.nn import blocks, inflate_weights
+from nonlocal_nets.nn.pointwise import as_linear
 from nonlocal_nets.weights import efficientnet_lite0
 
 SHIPPED = {"efficientnet_lite0": efficientnet_lite0.state_dict}  # weights that a package ships, by name
@@ -31,6 +32,9 @@ def load_weights(network: nn.Module, path: str | Path, classifier: str) -> str:
     given, ours = read(path), network.state_dict()
     if all(name.startswith("network.") for name in given):  # a task's
         given = {name.removeprefix("network."): value for name, value in given.items()}
+    given = {
+        name: as_linear(value) if name in ours and ours[name].ndim == 2 else value for name, value in given.items()
+    }
     given = inflate_weights(given, ours)
     free = (f"{classifier}.", *(f"{name}." for name in blocks(network)))
     left = {name for name in ours if name.startswith(free) and _shape(given, name) != _shape(ours, name)}
