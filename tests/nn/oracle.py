@@ -117,7 +117,11 @@ class BlockOracle:
         """u (P, C), the valid positions of the batch."""
         if self.norm == "none" or not len(u):
             return u
-        if self.norm == "layer":
+        if self.norm == "group":  # of one sample
+            groups = u.reshape(len(u), math.gcd(32, u.shape[1]), -1)
+            mean, variance = groups.mean((0, 2), keepdims=True), groups.var((0, 2), keepdims=True)
+            mean, variance = (np.broadcast_to(t, groups.shape).reshape(u.shape) for t in (mean, variance))
+        elif self.norm == "layer":
             mean, variance = u.mean(1, keepdims=True), u.var(1, keepdims=True)
         elif training:
             mean, variance = u.mean(0), u.var(0)
@@ -129,7 +133,10 @@ class BlockOracle:
         """Eq. 6: (B, C, *S) -> (B, C, *S); padding is given back as it is."""
         valid = np.ones((x.shape[0], *x.shape[2:]), bool) if mask is None else mask.numpy()
         z = np.moveaxis(x.detach().double().numpy(), 1, -1).copy()
-        z[valid] += self.normalise(self.linear("out", self.y(x, mask))[valid], training)
+        u = self.linear("out", self.y(x, mask))
+        parts = range(len(x)) if self.norm == "group" else [slice(None)]
+        for part in parts:
+            z[part][valid[part]] += self.normalise(u[part][valid[part]], training)
         return torch.from_numpy(np.moveaxis(z, -1, 1))
 
 

@@ -17,7 +17,7 @@ from nonlocal_nets.nn import NonLocalBlock, Pairwise, functional, nonlocal_block
 from tests.nn.oracle import PAIRWISE, SOFTMAX, BlockOracle, Operations, randomise
 
 C = 5
-NORMS = ("batch", "layer", "none")
+NORMS = ("batch", "group", "layer", "none")
 POOLS = ({}, {"pool": 2}, {"pool": 2, "pool_position": "embedding"})
 
 
@@ -493,7 +493,9 @@ def test_a_batch_without_valid_positions_leaves_no_parameter_unused(pairwise):
     ("kwargs", "message"),
     [
         ({"pairwise": "cosine"}, "pairwise must be one of gaussian, .*, got 'cosine'"),
-        ({"norm": "group"}, "norm must be one of batch, layer, none, got 'group'"),
+        ({"norm": "instance"}, "norm must be one of batch, group, layer, none, got 'instance'"),
+        ({"norm_eps": 0.0}, "norm_eps must be above 0 and norm_momentum from 0 to 1, got 0.0 and 0.1"),
+        ({"norm_momentum": 2}, "norm_eps must be above 0 and norm_momentum from 0 to 1, got 1e-05 and 2"),
         ({"pool_position": "output"}, "pool_position must be one of input, embedding, got 'output'"),
         ({"channels": 0}, "channels must be at least 1, got 0"),
         ({"inner_channels": 0}, "inner_channels must be at least 1, got 0"),
@@ -653,6 +655,21 @@ def test_state_dict_names_and_shapes(pairwise, norm):
     assert {name: tuple(t.shape) for name, t in state.items()} == expected
 
 
+@pytest.mark.parametrize(("channels", "groups"), [(64, 32), (48, 16), (5, 1)])
+def test_group_norm_is_torchs_on_the_input_s_own_axes(channels, groups):
+    x = normal(2, channels, 3, 4, 5)
+    block, plain = make(channels=channels, norm="group", norm_eps=0.1), make(channels=channels, norm="none")
+    norm = torch.nn.GroupNorm(groups, channels, eps=0.1).double()
+    norm.load_state_dict(block.norm.state_dict())
+    plain.load_state_dict({name: t for name, t in block.state_dict().items() if not name.startswith("norm")})
+    close(block(x) - x, norm(plain(x) - x))
+
+
+def test_eps_and_momentum_are_those_of_the_norm():
+    batch, layer = (NonLocalBlock(C, norm=norm, norm_eps=0.5, norm_momentum=0.3).norm for norm in ("batch", "layer"))
+    assert (batch.eps, batch.momentum, layer.eps) == (0.5, 0.3, 0.5)
+
+
 @pytest.mark.parametrize("axes", [1, 2, 3])
 @pytest.mark.parametrize("pairwise", PAIRWISE)
 def test_weights_of_convolutions_of_size_one_are_loaded(pairwise, axes):
@@ -808,7 +825,7 @@ def copies(block, x):
     return {"clone", "copy_", "_to_copy"} & set(operations.names)
 
 
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("norm", ["batch", "layer", "none"])  # torch's group norm takes channels first only
 @pytest.mark.parametrize("pairwise", PAIRWISE)
 def test_the_input_is_not_copied(pairwise, norm):
     """Nor what is as large, into no layout."""

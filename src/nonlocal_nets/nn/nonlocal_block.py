@@ -4,7 +4,7 @@ Shape suffixes: B batch, S the axes of the positions, N their number, C channels
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -17,7 +17,13 @@ from nonlocal_nets.nn.masking import norm_valid
 from nonlocal_nets.nn.pairwise import Pairwise, resolve_pairwise
 from nonlocal_nets.nn.pointwise import Pointwise
 
-NORMS = {"batch": nn.BatchNorm1d, "layer": nn.LayerNorm, "none": nn.Identity}
+GROUPS = 32  # of a group norm, or the largest divisor of it that divides the channels
+NORMS: dict[str, Callable[[int, float, float], nn.Module]] = {
+    "batch": lambda channels, eps, momentum: nn.BatchNorm1d(channels, eps, momentum),
+    "group": lambda channels, eps, _: nn.GroupNorm(math.gcd(GROUPS, channels), channels, eps),
+    "layer": lambda channels, eps, _: nn.LayerNorm(channels, eps),
+    "none": lambda *_: nn.Identity(),
+}
 POOL_POSITIONS = ("input", "embedding")
 VIEWED = 2**24  # multiply-adds of an embedding from which the block computes in the layout of its input
 
@@ -56,7 +62,10 @@ class NonLocalBlock(nn.Module):
         pool_position: "input" pools x, then embeds it (released code); "embedding" pools phi and g (paper, Sec. 3.3).
         window: attend within windows of this extent, an int or one per axis, None for a whole axis:
             (1, None, None) is space only, (None, 1, 1) time only, (4, None, None) groups of 4 frames.
-        norm: "batch", "layer" (over the channels of a position) or "none" (then `out` starts at zero).
+        norm: "batch", "group" (32 groups, or fewer where 32 does not divide the channels), "layer" (over the channels
+            of a position) or "none" (then `out` starts at zero).
+        norm_eps: added to the variance.
+        norm_momentum: share of a batch in the running statistics of batch norm.
 
     Raises:
         ValueError: an argument, or an input of `forward`, that is not as described.
@@ -72,10 +81,15 @@ class NonLocalBlock(nn.Module):
         pool_position: str = "input",
         window: int | Sequence[int | None] | None = None,
         norm: str = "batch",
+        norm_eps: float = 1e-5,
+        norm_momentum: float = 0.1,
     ) -> None:
         super().__init__()
         _check_choice("pool_position", pool_position, POOL_POSITIONS)
         _check_choice("norm", norm, tuple(NORMS))
+        if not (0 < norm_eps < math.inf and 0 <= norm_momentum <= 1):
+            given = f"got {norm_eps} and {norm_momentum}"
+            raise ValueError(f"norm_eps must be above 0 and norm_momentum from 0 to 1, {given}")
         if inner_channels is None:
             inner_channels = max(channels // 2, 1)
         for name, value in (("channels", channels), ("inner_channels", inner_channels)):
@@ -89,7 +103,7 @@ class NonLocalBlock(nn.Module):
             self.add_module(name, layer)
         self.g = Pointwise(channels, inner_channels)
         self.out = Pointwise(inner_channels, channels)
-        self.norm = NORMS[norm](channels)
+        self.norm = NORMS[norm](channels, norm_eps, norm_momentum)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -99,10 +113,11 @@ class NonLocalBlock(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 if layer.bias is not None:
                     nn.init.zeros_(layer.bias)
-            elif isinstance(layer, (_BatchNorm, nn.LayerNorm)):
+            elif isinstance(layer, (_BatchNorm, nn.GroupNorm, nn.LayerNorm)):
                 layer.reset_parameters()
         self.pairwise.reset_parameters(self)
-        nn.init.zeros_(self.out.weight if isinstance(self.norm, nn.Identity) else self.norm.weight)
+        zero: nn.Module = self.out if isinstance(self.norm, nn.Identity) else self.norm
+        nn.init.zeros_(zero.get_parameter("weight"))
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Eq. 6: (B, C, *S) -> (B, C, *S).
@@ -226,9 +241,9 @@ class NonLocalBlock(nn.Module):
             u: Tensor = self.out(y, channels_first and self._is_large(x))
             if valid is not None:
                 return norm_valid(self.norm, u, valid).transpose(1, 2)
-            if not isinstance(self.norm, _BatchNorm):
+            if isinstance(self.norm, (nn.LayerNorm, nn.Identity)):
                 return self.norm(u).transpose(1, 2)  # type: ignore[no-any-return]
-            if channels_last:
+            if channels_last and isinstance(self.norm, _BatchNorm):
                 return self.norm(u.flatten(0, 1)).view_as(u).transpose(1, 2)  # type: ignore[no-any-return]
             return self.norm(u.transpose(1, 2).contiguous())  # type: ignore[no-any-return]
 

@@ -35,7 +35,9 @@ class Blocks:
         window: attend within windows of this many positions, an int or one per axis, null for a whole axis: of a clip,
             [1, null, null] is space only and [null, 1, 1] time only. Or by stage: {layer2: [4, null, null]} attends
             within groups of four frames in res3 only.
-        norm: the normalisation after W_z, "batch", "layer" or "none".
+        norm: the normalisation after W_z, "batch", "group", "layer" or "none".
+        norm_eps: added to the variance.
+        norm_momentum: share of a batch in the running statistics of batch norm.
     """
 
     at: str | list[str] | dict[str, int] = "paper-1"
@@ -46,6 +48,8 @@ class Blocks:
     pool_position: str = "input"
     window: int | list[int | None] | dict[str, list[int | None]] | None = None
     norm: str = "batch"
+    norm_eps: float = 1e-5
+    norm_momentum: float = 0.1
 
     def insert_into(self, network: nn.Module, example: Tensor) -> str:
         """Insert the blocks into `network`; returns what they add, in words and figures.
