@@ -27,6 +27,8 @@ def test_every_data_module(cls, tmp_path):
     assert len(data.class_names) == data.num_classes > 1
     assert not data.hparams, "Lightning refuses hyperparameters that the model has too, with another value"
     for part in ("train", "val", "test"):
+        with pytest.raises(IndexError):  # by which `for sample in dataset` ends
+            data.dataset(part)[len(data.dataset(part))]
         loader = getattr(data, f"{part}_dataloader")()
         inputs, labels = next(iter(loader))
         if isinstance(data, SequenceDataModule):

@@ -39,6 +39,8 @@ class CuedClipsDataset(Dataset[tuple[Tensor, Tensor]]):
         return self.samples
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if not 0 <= index < self.samples:
+            raise IndexError(f"no sample {index} of {self.samples}")  # without it `for sample in dataset` never ends
         random = np.random.default_rng([self.seed, self.stream, index])
         digits = random.integers(2, size=3)
         variants = random.integers(self.glyphs.shape[1], size=3)

@@ -51,6 +51,8 @@ class CuedDigitsDataset(Dataset[tuple[Tensor, Tensor]]):
         return self.samples
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if not 0 <= index < self.samples:
+            raise IndexError(f"no sample {index} of {self.samples}")  # without it `for sample in dataset` never ends
         random = np.random.default_rng([self.seed, self.stream, index])
         cells = random.permutation(9)[:4]
         digits = random.integers(2, size=3)
