@@ -90,6 +90,10 @@ def test_a_line_has_less_than_300_characters_its_start_and_its_end(program, caps
         "https://me:secret@host/a",
         "https://host/a?token=secret&b=1",
         "https://host/a?api_key=secret",
+        "https://me:with/secret@host/a",
+        "https://host/a?sig=secret",
+        "{'class_path': 'WandbLogger', 'init_args': {'api_key': 'secret'}}",
+        "{api_key: secret, foo: 1}",
     ],
 )
 def test_credentials_are_not_shown(secret, capsys):

@@ -3,6 +3,8 @@
 import argparse
 from typing import Any, NoReturn
 
+from nonlocal_nets.run.errors import line_of
+
 
 class ExperimentError(Exception):
     """What the user has to fix, in one line."""
@@ -15,7 +17,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+        self.exit(2, f"{line_of(self.prog, message)}\n")
 
 
 def count(text: str) -> int:

@@ -24,6 +24,7 @@ from nonlocal_nets.experiments.arguments import ExperimentError, Parser, count
 from nonlocal_nets.experiments.table import Outcome, save_csv, table
 from nonlocal_nets.experiments.workers import run_all
 from nonlocal_nets.run.cli import main as command
+from nonlocal_nets.run.errors import masked
 from nonlocal_nets.run.folder import CONFIG
 from nonlocal_nets.run.help import program
 
@@ -76,7 +77,7 @@ def run(job: Job) -> Result:
 
 
 def announced(args: list[str]) -> Any:
-    print(f"\n$ python {program()} {shlex.join(args)}", flush=True)
+    print(masked(f"\n$ python {program()} {shlex.join(args)}"), flush=True)
     return command(args)
 
 

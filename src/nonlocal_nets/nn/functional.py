@@ -11,7 +11,8 @@ Shape suffixes: B batch, N query positions, M key positions, D width of queries 
 
 Every function also has the form "materialised", which builds the map and is faster where the map is small. For the
 softmax functions, "rows" builds it a block of rows at a time and keeps it for the backward pass only. With a mask, sums
-run over the valid keys and M is their number. Sums run in float32 or wider, whatever the inputs.
+run over the valid keys and M is their number. Sums run in float32 or wider, whatever the inputs. Gradients can be
+differentiated again, by plain operations on the whole map (`higher_order.py`).
 
 `forms.py` has each function's forms and says which one is the fastest. `reference`, below, is the equation as written.
 """

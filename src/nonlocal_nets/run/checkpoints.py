@@ -99,6 +99,8 @@ class BestCheckpoint(ModelCheckpoint):
             self._format_checkpoint_name(self.filename, {"epoch": torch.tensor(0), "step": torch.tensor(0)})
         except ValueError as error:
             raise ValueError(f"checkpoint.filename={self.filename!r} is no format: {error}") from error
+        if self.filename == Path(LAST).stem:
+            raise ValueError(f"checkpoint.filename={self.filename!r} is the name of the last checkpoint")
         self.given_monitor, self.given_mode, self.mode_is_known = monitor, mode, mode is not None
         self.resumed, self.of_validation, self.validated_step = False, False, -1
 
@@ -112,6 +114,13 @@ class BestCheckpoint(ModelCheckpoint):
         super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Also of a run whose folder was moved, or is named in another way: Lightning would forget its best ones."""
+        here = {path: str(Path(str(self.dirpath)) / Path(path).name) for path in state_dict["best_k_models"]}
+        if all(Path(path).is_file() for path in here.values()):
+            names = ("best_model_path", "kth_best_model_path")
+            paths = {name: here.get(state_dict[name], state_dict[name]) for name in names}
+            values = {here[path]: value for path, value in state_dict["best_k_models"].items()}
+            state_dict = state_dict | paths | {"best_k_models": values, "dirpath": self.dirpath}
         super().load_state_dict(state_dict)
         self.resumed = True
 
@@ -182,6 +191,12 @@ class BestCheckpoint(ModelCheckpoint):
         return (not self.resumed or str(filepath) in known) and super().file_exists(filepath, trainer)
 
 
+def best_of(trainer: pl.Trainer) -> ModelCheckpoint | None:
+    """What keeps the best checkpoints of a run; a user's own ModelCheckpoint only where there is no other."""
+    found = sorted(trainer.checkpoint_callbacks, key=lambda callback: not isinstance(callback, BestCheckpoint))
+    return next((callback for callback in found if isinstance(callback, ModelCheckpoint)), None)
+
+
 class LastCheckpoint(ModelCheckpoint):
     """Writes last.ckpt as often as the user wants checkpoints, by default every epoch, good or bad, and at the end.
 
@@ -238,7 +253,8 @@ def best_checkpoint(last: Path) -> Path:
     """The best checkpoint of a run, as recorded in its last one; a ValueError where none is recorded."""
     if not last.is_file():
         raise ValueError(f"no last checkpoint in {last.parent}")
-    states = load(last).get("callbacks", {})
+    found = load(last).get("callbacks", {})
+    states = {key: state for key, state in found.items() if key.startswith(BestCheckpoint.__name__)} or found
     paths = [Path(state["best_model_path"]) for state in states.values() if state.get("best_model_score") is not None]
     if not paths:
         raise ValueError(f"{last} records no best checkpoint: nothing was monitored")

@@ -30,8 +30,16 @@ def choose_id(cli: Any) -> str:
         )
     claim.check_name("--id", str(run_id))
     if fit and first:
-        claim.claim(cli.folder_of(str(run_id)), resume=args.ckpt_path is not None)
+        folder = cli.folder_of(str(run_id))
+        claim.claim(folder, resume=_is_of(folder, args.ckpt_path))
     return str(run_id)
+
+
+def _is_of(folder: RunFolder, checkpoint: str | None) -> bool:
+    """Whether a checkpoint that a user names is one of the run in a folder."""
+    if checkpoint in (None, INITIAL):
+        return False
+    return checkpoint in ("last", "best") or Path(checkpoint).resolve().parent == folder.checkpoints.resolve()
 
 
 def _goes_on(cli: Any, folder: RunFolder) -> bool:
@@ -53,7 +61,9 @@ def choose_checkpoint(cli: Any) -> Path | None:
     if given == INITIAL or (given is None and cli.subcommand == "fit"):
         return None
     if given is None:
-        return _trained(folder, getattr(cli.args.model.init_args, "weights", None))
+        names = ("--model.weights", "--model.init_args.weights")
+        given_weights = any(arg.partition("=")[0] in names for arg in cli.given)
+        return _trained(folder, cli.args.model.init_args.weights if given_weights else None)
     if given == "best":  # Lightning knows it only in the process that trained
         return best_checkpoint(folder.last)
     if given == "last":
@@ -62,12 +72,14 @@ def choose_checkpoint(cli: Any) -> Path | None:
 
 
 def _trained(folder: RunFolder, weights: str | None) -> Path | None:
-    """The best checkpoint of a run, else its last one; None where there is none, but weights to start from."""
+    """The best checkpoint of a run, else its last one; None where there is none, but weights that the user asks for."""
     kind, path = "best", None
     with suppress(ValueError):
         path = best_checkpoint(folder.last)
     if path is None or not path.is_file():
-        kind, path = "last", newest(folder.checkpoints)[0]
+        kind, (path, unreadable) = "last", newest(folder.checkpoints)
+        for reason in unreadable:
+            rank_zero_warn(f"{reason}; taking the one before it")
     if path is None and weights is None:
         advice = f"--config=<run>/config.yaml or --ckpt_path=<file>; an untrained network: --ckpt_path={INITIAL}"
         raise ValueError(f"no checkpoint in {folder.checkpoints}; give {advice}")

@@ -35,9 +35,10 @@ def claim(folder: RunFolder, resume: bool) -> None:
     for path in _folders(folder):
         if not _lock(path):
             raise ValueError(f"another process trains into {path}: wait for its end, or choose another --id")
-    if resume or not holds_a_run(folder):
+    foreign = folder.checkpoint_dir is not None and not folder.config.is_file()  # the checkpoints are of another id
+    if not holds_a_run(folder) or (resume and not foreign):
         return
-    if folder.config.is_file() or folder.checkpoint_dir is None:  # else the checkpoints are those of another id
+    if not foreign:
         advice = "--ckpt_path=last goes on with it; or choose another --id, or delete the folder first"
         raise ValueError(f"{folder.path} holds a run: {advice}")
     raise ValueError(f"{folder.checkpoints} holds another run's checkpoints: choose another --checkpoint.dirpath")

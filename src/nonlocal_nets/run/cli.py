@@ -24,7 +24,7 @@ from nonlocal_nets.run.curve import Curve
 from nonlocal_nets.run.epoch_means import EpochMeans
 from nonlocal_nets.run.errors import Parser
 from nonlocal_nets.run.failures import Failures
-from nonlocal_nets.run.folder import RUN_ID, RunFolder
+from nonlocal_nets.run.folder import RUN_ID, RunFolder, expanded
 from nonlocal_nets.run.gradients import Gradients
 from nonlocal_nets.run.help import MANUAL, TITLES, program
 from nonlocal_nets.run.identity import MEANING, Identity, check_checkpoint
@@ -74,6 +74,7 @@ class NonLocalCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Without Lightning's warning where `main` is called from Python: what is given there is the whole command."""
+        self.given = list(args)
         self.config = parser.parse_args(args)
 
     def _set_seed(self) -> None:
@@ -127,8 +128,10 @@ class NonLocalCLI(LightningCLI):
         """The folder of a run with an id, by the other arguments of the command, and what is in it."""
         args = self.args
         checkpoints = args.checkpoint.dirpath
-        root = Path(args.trainer.default_root_dir or ROOT)  # the user's null is Lightning's default: no folder given
-        return RunFolder(root, str(args.project), run_id, None if checkpoints is None else Path(checkpoints))
+        root = expanded(
+            args.trainer.default_root_dir or ROOT
+        )  # the user's null is Lightning's default: no folder given
+        return RunFolder(root, str(args.project), run_id, None if checkpoints is None else expanded(checkpoints))
 
     @property
     def folder(self) -> RunFolder:
@@ -153,7 +156,9 @@ class NonLocalCLI(LightningCLI):
         if self.args.trainer.enable_checkpointing is not False:
             trainer.callbacks.append(LastCheckpoint(folder.checkpoints, self.args.checkpoint))  # type: ignore[attr-defined]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+            if isinstance(callback, BestCheckpoint) or (
+                isinstance(callback, ModelCheckpoint) and callback.dirpath is None
+            ):
                 callback.dirpath = str(folder.checkpoints)
             if isinstance(callback, Failures):
                 callback.folder = folder.path

@@ -36,13 +36,15 @@ set_dumper("yaml", dump)
 class SaveConfig(SaveConfigCallback):
     """Writes the resolved config into the run's folder when training starts (Lightning would follow the logger).
 
+    After all checks: a command that is refused leaves the config of the run as it was.
+
     wandb, which compares runs by their configs, gets it too.
     """
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         pass
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
             path = Path(trainer.default_root_dir) / CONFIG
             with replacing(path) as part:

@@ -37,8 +37,9 @@ UNKNOWN = [  # how jsonargparse says that a name is not known
 ]
 LONGEST = 299  # characters of a line
 SECRETS = [  # what a path or an address must not show
-    (r"(\w:/{1,2})[^/\s'\"]*@", r"\1***@"),
-    (r"(?i)((?:key|token|secret|password|signature|credential)\w*=)[^&\s'\"]+", r"\1***"),
+    (r"(\w:/{1,2})[^\s'\"@]*@", r"\1***@"),
+    (r"(?i)((?:key|token|secret|password|signature|sig|credential)\w*=)[^&\s'\"]+", r"\1***"),
+    (r"(?i)((?:api_?key|token|secret|password)['\"]?: *['\"]?)[^\s'\",}]+", r"\1***"),
 ]
 
 
@@ -53,13 +54,22 @@ def debug() -> bool:
 
 def fail(message: str) -> NoReturn:
     """End with exit code 2 and the message on one line of stderr, of at most LONGEST characters and without secrets."""
-    for pattern, replacement in SECRETS:
-        message = re.sub(pattern, replacement, message)
     name = Path(sys.argv[0]).name.replace("__main__.py", "nonlocal_nets")
-    line = f"{name or 'train.py'}: error: {' '.join(message.split())}"
-    line = line if len(line) <= LONGEST else f"{line[: LONGEST - 85]} ... {line[-80:]}"
-    sys.stderr.write(f"{line}\n")
+    sys.stderr.write(f"{line_of(name or 'train.py', message)}\n")
     raise SystemExit(2)
+
+
+def line_of(program: str, message: str) -> str:
+    """An error in one line of at most LONGEST characters, without secrets."""
+    line = masked(f"{program}: error: {' '.join(message.split())}")
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 85]} ... {line[-80:]}"
+
+
+def masked(text: str) -> str:
+    """A text without the secrets in its paths, addresses and options."""
+    for pattern, replacement in SECRETS:
+        text = re.sub(pattern, replacement, text)
+    return text
 
 
 def readable(message: str, options: Iterable[str] = ()) -> str:

@@ -51,6 +51,11 @@ class RunFolder:
         return self.checkpoints / LAST
 
 
+def expanded(path: str) -> Path:
+    """A path that a user gave, with ~ and variables of the environment in it."""
+    return Path(os.path.expandvars(path)).expanduser()
+
+
 def find(root: Path, run_id: str) -> Path | None:
     """The folder of the run with this id, of any project; None where there is none."""
     return next(iter(sorted(path for path in root.glob(f"*/{escape(run_id)}") if path.is_dir())), None)

@@ -18,7 +18,7 @@ from pytorch_lightning.trainer.connectors.checkpoint_connector import _Checkpoin
 from pytorch_lightning.trainer.connectors.signal_connector import _SignalConnector
 from pytorch_lightning.utilities.model_summary.model_summary import _format_summary_table
 
-from nonlocal_nets.run.checkpoints import ALWAYS_LOGGED
+from nonlocal_nets.run.checkpoints import ALWAYS_LOGGED, best_of
 from nonlocal_nets.run.signals import SIGNALS
 
 WRITTEN_FOR = "2.6"
@@ -74,7 +74,7 @@ def prepare(trainer: pl.Trainer) -> None:
 
 def _shown(metrics: Callable[..., dict[str, Any]], trainer: pl.Trainer, *args: Any) -> dict[str, Any]:
     """What a progress bar shows beside epoch and time: loss, metrics and what is monitored, not the name of the run."""
-    monitored = getattr(trainer.checkpoint_callback, "monitor", None)
+    monitored = getattr(best_of(trainer), "monitor", None)
     values = {name: float(value) for name, value in trainer.callback_metrics.items() if name == monitored}
     shown = metrics(trainer, *args) | values
     return {name: value for name, value in shown.items() if name not in ("v_num", *ALWAYS_LOGGED)}

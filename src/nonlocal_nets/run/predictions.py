@@ -1,6 +1,8 @@
 """One table of what `predict` predicts."""
 
 import csv
+import fcntl
+import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -12,6 +14,7 @@ from pytorch_lightning.callbacks import BasePredictionWriter
 from pytorch_lightning.utilities import rank_zero_info
 
 from nonlocal_nets.files import beside, naming
+from nonlocal_nets.run.errors import RunError
 
 TABLE = re.compile(r"predictions(-\d+)?\.csv")
 
@@ -50,7 +53,7 @@ class Predictions(BasePredictionWriter):
     def _write(self, rows: Sequence[Mapping[str, object]], path: Path) -> None:
         if self.file is None and rows:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = beside(path).open("w", newline="", encoding="utf-8", errors="surrogateescape")
+            self.file = _locked(beside(path))
             self.columns = list(rows[0])
             csv.DictWriter(self.file, self.columns).writeheader()
         if self.file is not None:
@@ -78,6 +81,28 @@ def _path(trainer: pl.Trainer, rank: int | None = None) -> Path:
     """The table of a process, by default of this one."""
     number = f"-{trainer.global_rank if rank is None else rank}" if trainer.world_size > 1 else ""
     return Path(trainer.default_root_dir) / f"predictions{number}.csv"
+
+
+def _locked(path: Path) -> TextIO:
+    """An empty file to write to, which no other process writes to until this one closes it.
+
+    Raises:
+        RunError: another process writes to it.
+    """
+    while True:
+        file = path.open("a", newline="", encoding="utf-8", errors="surrogateescape")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            advice = "wait for its end, or choose another --id"
+            raise RunError(f"another process predicts into {path.parent}: {advice}") from None
+        except OSError:  # a file system without locks
+            pass
+        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            file.truncate(0)
+            return file
+        file.close()  # another process has just put it in its place
 
 
 def _remove_others(trainer: pl.Trainer) -> None:

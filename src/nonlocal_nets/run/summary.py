@@ -4,11 +4,12 @@ import time
 from typing import Any
 
 import pytorch_lightning as pl
-from pytorch_lightning.callbacks import EarlyStopping, ModelCheckpoint
+from pytorch_lightning.callbacks import EarlyStopping
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_info
 
+from nonlocal_nets.run.checkpoints import best_of
 from nonlocal_nets.tasks import Task
 
 
@@ -51,8 +52,8 @@ class Summary(pl.Callback):
             if isinstance(callback, EarlyStopping) and callback.stopping_reason != EarlyStoppingReason.NOT_STOPPED:
                 reason = str(callback.stopping_reason_message).removesuffix(" Signaling Trainer to stop.")
                 lines["ended"] = f"early, in epoch {callback.stopped_epoch}: {reason}"
-        checkpoint = trainer.checkpoint_callback
-        if isinstance(checkpoint, ModelCheckpoint) and checkpoint.best_model_score is not None:
+        checkpoint = best_of(trainer)
+        if checkpoint is not None and checkpoint.best_model_score is not None:
             best = f"{checkpoint.monitor} {checkpoint.best_model_score:.4f}"
             lines["best"] = f"{best}: {checkpoint.best_model_path}"
         log_lines(trainer, lines)

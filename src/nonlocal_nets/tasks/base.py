@@ -218,7 +218,11 @@ class Task(pl.LightningModule, ABC):
         return {f"network.{name}" for name in names}
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        scheduler.step_update(self.trainer.global_step)
+        """timm's schedules count steps; a callback, such as StochasticWeightAveraging, may bring one of torch's."""
+        if hasattr(scheduler, "step_update"):
+            scheduler.step_update(self.trainer.global_step)
+        else:
+            super().lr_scheduler_step(scheduler, metric)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Options as plain dicts, so that the checkpoint loads with weights_only=True; Lightning makes them anew."""

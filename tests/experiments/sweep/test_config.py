@@ -38,6 +38,14 @@ def test_what_is_wrong_in_a_sweep_is_one_line_before_any_work(changes, message, 
     assert not Path("runs").exists()
 
 
+def test_a_key_twice_is_refused(capsys):
+    path = Path(written())
+    path.write_text(path.read_text() + "name: again\n")
+    with pytest.raises(SystemExit, match="2"):
+        sweep.main([str(path)])
+    assert "the key name is there twice" in capsys.readouterr().err
+
+
 def test_a_command_without_the_program_needs_none(monkeypatch):
     found = config.read(Path(written(program="absent.py", command=["python", "-m", "nonlocal_nets", "fit", "${args}"])))
     assert config.command(found, {"x": 1}) == ["python", "-m", "nonlocal_nets", "fit", "--x=1"]

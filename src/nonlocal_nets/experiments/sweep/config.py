@@ -8,7 +8,9 @@ import yaml
 
 from nonlocal_nets.experiments.arguments import ExperimentError
 from nonlocal_nets.experiments.sweep.engine import violations
+from nonlocal_nets.run import strict_yaml
 from nonlocal_nets.run.arguments import has_null
+from nonlocal_nets.run.folder import expanded
 
 MACRO = re.compile(r"\$\{(?!envvar:)(\w+)\}")
 ROOT = "trainer.default_root_dir"
@@ -21,7 +23,9 @@ def read(path: Path) -> dict[str, Any]:
         ExperimentError: no such file, not yaml, not a sweep by wandb's schema, or something that only wandb can run.
     """
     try:
-        config = yaml.safe_load(path.read_text())
+        text = path.read_text()
+        strict_yaml.check(text)
+        config = yaml.safe_load(text)
     except (OSError, UnicodeDecodeError) as error:
         raise ExperimentError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
     except yaml.YAMLError as error:
@@ -100,7 +104,7 @@ def root(config: dict[str, Any]) -> Path:
             found = value
         elif option in ("--config", "-c"):
             found = root_in(Path(value)) or found
-    return Path(found)
+    return expanded(found)
 
 
 def root_in(path: Path) -> str | None:
