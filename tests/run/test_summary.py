@@ -107,7 +107,7 @@ def test_minutes_and_the_best_checkpoint_not_the_last(tmp_path, said, monkeypatc
     trainer = SimpleNamespace(
         callback_metrics=figures,
         callbacks=[],
-        checkpoint_callback=checkpoint,
+        checkpoint_callbacks=[checkpoint],
         default_root_dir=str(tmp_path),
         world_size=1,
     )

@@ -128,9 +128,8 @@ class NonLocalCLI(LightningCLI):
         """The folder of a run with an id, by the other arguments of the command, and what is in it."""
         args = self.args
         checkpoints = args.checkpoint.dirpath
-        root = expanded(
-            args.trainer.default_root_dir or ROOT
-        )  # the user's null is Lightning's default: no folder given
+        given = args.trainer.default_root_dir or ROOT  # null is Lightning's default: no folder given
+        root = expanded(given)
         return RunFolder(root, str(args.project), run_id, None if checkpoints is None else expanded(checkpoints))
 
     @property
@@ -156,9 +155,9 @@ class NonLocalCLI(LightningCLI):
         if self.args.trainer.enable_checkpointing is not False:
             trainer.callbacks.append(LastCheckpoint(folder.checkpoints, self.args.checkpoint))  # type: ignore[attr-defined]
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(callback, BestCheckpoint) or (
-                isinstance(callback, ModelCheckpoint) and callback.dirpath is None
-            ):
+            if isinstance(callback, BestCheckpoint) and folder.checkpoint_dir is not None:
+                callback.dirpath = str(folder.checkpoints.resolve())
+            elif isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str(folder.checkpoints)
             if isinstance(callback, Failures):
                 callback.folder = folder.path

@@ -36,7 +36,7 @@ set_dumper("yaml", dump)
 class SaveConfig(SaveConfigCallback):
     """Writes the resolved config into the run's folder when training starts (Lightning would follow the logger).
 
-    After all checks: a command that is refused leaves the config of the run as it was.
+    A resumed run's is replaced after all checks: a command that is refused leaves it as it was.
 
     wandb, which compares runs by their configs, gets it too.
     """
@@ -44,14 +44,23 @@ class SaveConfig(SaveConfigCallback):
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         pass
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            path = Path(trainer.default_root_dir) / CONFIG
-            with replacing(path) as part:
-                part.write_text(resolved(self.parser, self.config))
+            text, path = resolved(self.parser, self.config), Path(trainer.default_root_dir) / CONFIG
+            if not path.is_file():
+                _write(path, text)
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
-                    logger.log_hyperparams(yaml.safe_load(path.read_text()))
+                    logger.log_hyperparams(yaml.safe_load(text))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            _write(Path(trainer.default_root_dir) / CONFIG, resolved(self.parser, self.config))
+
+
+def _write(path: Path, text: str) -> None:
+    with replacing(path) as part:
+        part.write_text(text)
 
 
 def resolved(parser: LightningArgumentParser, config: Any) -> str:
