@@ -242,3 +242,18 @@ def test_other_batches(trained, refused, caplog):
     fit(*middle)
     line = refused(fit, "--id=y", "--ckpt_path=last", "--data.batch_size=2")
     assert line == f"an epoch cannot go on in its middle with other batches; {change}"
+
+
+def test_other_samples_or_another_seed(trained, refused, caplog):
+    middle = ["--id=y", "--trainer.max_steps=2"]
+    fit(*middle)
+    line = refused(fit, "--id=y", "--ckpt_path=last", "--seed_everything=1")
+    assert line == "an epoch cannot go on in its middle with other batches; seed: 0 before, 1 now"
+    picture = next(Path("data/train/ant").iterdir())
+    picture.rename(picture.with_name(f"another{picture.suffix}"))
+    line = refused(fit, "--id=y", "--ckpt_path=last")
+    assert "with other batches; their digest: " in line
+    picture.with_name(f"another{picture.suffix}").unlink()
+    fit("--ckpt_path=last", "--trainer.max_epochs=3", *FIRST_IS_BEST)
+    said = re.search(r"with other batches; training samples: (\d+) before, (\d+) now; their digest: ", caplog.text)
+    assert int(said[1]) == int(said[2]) + 1

@@ -30,6 +30,7 @@ def content(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_home_and_variables_are_expanded_once_for_all(monkeypatch, tmp_path, refused):
     (tmp_path / "home").mkdir()
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -72,6 +73,7 @@ def test_weights_of_the_config_are_no_word_for_an_untrained_network(refused):
     main(["test", "--config", f"{RUNS}/moved/config.yaml", weights])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:The dirpath has changed")
 def test_the_best_of_a_moved_run_stays_the_best():
     words = ["--checkpoint.monitor=epoch", "--checkpoint.mode=min"]  # the first one is the best

@@ -54,6 +54,16 @@ def test_the_run_goes_on_after_the_last_batch(epoch, batches, skipped):
     assert sampler.skip == skipped
 
 
+def test_a_loader_that_cannot_skip_says_so():
+    callback = Repeatable()
+    loader = SimpleNamespace(sampler=SimpleNamespace(), batch_size=3)
+    trainer = SimpleNamespace(current_epoch=1, num_training_batches=4, train_dataloader=loader)
+    callback.on_train_start(trainer, None)
+    callback.load_state_dict({"epoch": 1, "batches": 2})
+    with pytest.warns(UserWarning, match="this loader cannot skip the 2 batches that were done: it begins again"):
+        callback.on_train_start(trainer, None)
+
+
 def test_a_checkpoint_tells_how_far_the_epoch_was():
     callback = Repeatable()
     callback.on_train_batch_start(SimpleNamespace(current_epoch=4, global_rank=0), None, None, 6)

@@ -1,6 +1,7 @@
 """What the data modules share: data loaders, a stratified split, corrupt files, and messages."""
 
 import logging
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import accumulate
@@ -55,6 +56,13 @@ class Files(Dataset[tuple[Tensor, Any]], ABC, Generic[Target]):
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    @property
+    def digest(self) -> int:
+        """Differs for other files: of their names, wherever their folder is, and their targets."""
+        return zlib.crc32(
+            "\n".join(f"{Path(path).name} {target}" for path, target in self.samples).encode("utf-8", "surrogateescape")
+        )
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         while True:  # ends: since max_corrupt < 1, either a file is good or too many are corrupt

@@ -38,6 +38,11 @@ class CuedClipsDataset(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return self.samples
 
+    @property
+    def digest(self) -> int:
+        """Differs for other samples: the seed of what is generated."""
+        return self.seed
+
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         if not 0 <= index < self.samples:
             raise IndexError(f"no sample {index} of {self.samples}")  # without it `for sample in dataset` never ends

@@ -9,12 +9,14 @@ import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_info
 
 from nonlocal_nets.data.base import listed, only_in
+from nonlocal_nets.data.order import global_seed
 from nonlocal_nets.nn.messages import shorten
 from nonlocal_nets.run.errors import RunError
 from nonlocal_nets.weights import check_fit
 
 MEANING, BATCHES = "data_meaning", "batches"  # keys of a checkpoint
 TOGETHER = "samples in a batch of all processes"
+ORDER = (TOGETHER, "training samples", "their digest", "seed")  # what the rest of an epoch follows from
 COMPARED = ("class_names", "normalisation")  # of the data's meaning
 CONTINUED = ("optimizer.name", "optimizer.weight_decay", "optimizer.momentum", "optimizer.decay_all")
 KEPT = {"optimizer.lr", "optimizer.lr_base_size", "schedule.warmup_steps"}
@@ -24,7 +26,7 @@ SHOWN = 3  # differences in a message
 
 
 class Identity(pl.Callback):
-    """Writes into each checkpoint what the data mean and how large the batches were; resuming checks the latter."""
+    """Writes into each checkpoint what the data mean, and the samples and batches; a resume checks these."""
 
     def __init__(self) -> None:
         self.saved: Mapping[str, int | None] = {}
@@ -55,15 +57,15 @@ class Identity(pl.Callback):
         self.saved = checkpoint.get(BATCHES, {})
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Say what has changed. In the middle of an epoch the samples that are left follow from the size of a batch.
+        """Say what has changed. In the middle of an epoch, what is left of it follows from samples, seed and batches.
 
         Raises:
-            RunError: a resume in the middle of an epoch with larger or smaller batches.
+            RunError: a resume in the middle of an epoch with other samples, another seed, or larger or smaller batches.
         """
         given = _batches(trainer)
         differing = [name for name in given if self.saved.get(name, given[name]) != given[name]]
         changes = "; ".join(f"{name}: {self.saved[name]} before, {given[name]} now" for name in differing)
-        if self.mid_epoch and TOGETHER in differing:
+        if self.mid_epoch and set(ORDER) & set(differing):
             raise RunError(f"an epoch cannot go on in its middle with other batches; {changes}")
         if changes:
             rank_zero_info(f"resuming with other batches; {changes}")
@@ -74,11 +76,19 @@ class Identity(pl.Callback):
 
 def _batches(trainer: pl.Trainer) -> dict[str, int | None]:
     size = getattr(getattr(trainer.train_dataloader, "batch_sampler", None), "batch_size", None)
-    return {
+    return _samples(getattr(trainer.train_dataloader, "dataset", None)) | {
         TOGETHER: None if size is None else size * trainer.world_size,
         "processes": trainer.world_size,
         "batches in a step": trainer.accumulate_grad_batches,
     }
+
+
+def _samples(dataset: Any) -> dict[str, int | None]:
+    """The number of training samples, a number by which others are known, and the seed of their order."""
+    dataset = getattr(dataset, "dataset", dataset)  # of `Seeded`
+    digest = getattr(dataset, "digest", None)
+    length = len(dataset) if hasattr(dataset, "__len__") else None
+    return {"training samples": length, "their digest": digest, "seed": global_seed()}
 
 
 def meaning(data: Any) -> dict[str, Any]:

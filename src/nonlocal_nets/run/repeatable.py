@@ -8,6 +8,7 @@ import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.strategies import DDPStrategy
+from pytorch_lightning.utilities import rank_zero_warn
 
 from nonlocal_nets.run.loops import resumable
 
@@ -33,6 +34,8 @@ class Repeatable(pl.Callback):
         unfinished = trainer.current_epoch == self.epoch and self.batches < trainer.num_training_batches
         if unfinished and hasattr(sampler, "skip"):
             sampler.skip = self.batches * trainer.train_dataloader.batch_size  # type: ignore[union-attr]
+        elif unfinished and self.batches:  # --trainer.overfit_batches, or a loader of the user's
+            rank_zero_warn(f"this loader cannot skip the {self.batches} batches that were done: it begins again")
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
