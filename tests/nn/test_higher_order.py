@@ -44,7 +44,7 @@ def test_second_derivatives_where_the_keys_are_the_queries(form):
 
 @pytest.mark.parametrize(("pairwise", "form"), FORMS)
 def test_a_second_gradient_that_does_not_pass_the_form_again(pairwise, form):
-    """That of the length of the gradient of a sum, whose own gradient is constant; it was 0.98 off without an error."""
+    """That of the length of the gradient of a sum: the gradient that enters the form is constant."""
 
     def second(form):
         q, k, v, *weight = arguments(pairwise)

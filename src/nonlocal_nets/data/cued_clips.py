@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from nonlocal_nets.data.cued_digits import PARTS, CuedDigits, CuedDigitsDataset
+from nonlocal_nets.data.cued_digits import CuedDigits, CuedDigitsDataset, Generated
 
 FRAMES = 16
 SIDE = 16  # of a frame, in pixels
@@ -27,26 +27,16 @@ EMPTY = 2  # minimum number of frames between one and the next
 SPEED = 2  # maximum, in pixels per frame and direction
 
 
-class CuedClipsDataset(Dataset[tuple[Tensor, Tensor]]):
+class CuedClipsDataset(Generated):
     """Sample k, a function of (seed, part, k) alone, is a clip (3, 16, 16, 16) in [0, 1] and its label, 0 or 1."""
 
     def __init__(self, part: str, samples: int, seed: int = 0) -> None:
+        super().__init__(part, samples, seed)
         glyphs = CuedDigitsDataset(part, samples, seed).glyphs
         self.glyphs = glyphs.reshape(*glyphs.shape[:2], DIGIT, 2, DIGIT, 2).mean((3, 5))
-        self.samples, self.seed, self.stream = samples, seed, list(PARTS).index(part)
-
-    def __len__(self) -> int:
-        return self.samples
-
-    @property
-    def digest(self) -> int:
-        """Differs for other samples: the seed of what is generated."""
-        return self.seed
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        if not 0 <= index < self.samples:
-            raise IndexError(f"no sample {index} of {self.samples}")  # without it `for sample in dataset` never ends
-        random = np.random.default_rng([self.seed, self.stream, index])
+        random = self.random(index)
         digits = random.integers(2, size=3)
         variants = random.integers(self.glyphs.shape[1], size=3)
         colour = random.integers(3)

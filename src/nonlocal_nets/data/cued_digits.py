@@ -38,27 +38,34 @@ def _mnist_digits() -> NDArray[np.float32]:
     return np.stack([halved[labels == digit] for digit in (0, 1)]).astype(np.float32)
 
 
-class CuedDigitsDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Sample k, a function of (seed, part, k) alone, is an image (3, 48, 48) in [0, 1] and its label, 0 or 1."""
+class Generated(Dataset[tuple[Tensor, Tensor]]):
+    """Samples that are functions of (seed, part, index) alone."""
 
-    def __init__(self, part: str, samples: int, seed: int = 0) -> None:
-        order = np.random.default_rng(seed).permuted(np.tile(np.arange(500), (2, 1)), axis=1)
-        first, last = PARTS[part]
-        self.glyphs = np.stack([_mnist_digits()[digit, order[digit, first:last]] for digit in (0, 1)])
+    def __init__(self, part: str, samples: int, seed: int) -> None:
         self.samples, self.seed, self.stream = samples, seed, list(PARTS).index(part)
+        self.digest = seed  # differs for other samples, see identity.py
 
     def __len__(self) -> int:
         return self.samples
 
-    @property
-    def digest(self) -> int:
-        """Differs for other samples: the seed of what is generated."""
-        return self.seed
+    def random(self, index: int) -> np.random.Generator:
+        """What a sample is drawn from; an IndexError where there is none, by which `for sample in dataset` ends."""
+        if not 0 <= index < self.samples:
+            raise IndexError(f"no sample {index} of {self.samples}")
+        return np.random.default_rng([self.seed, self.stream, index])
+
+
+class CuedDigitsDataset(Generated):
+    """Sample k, a function of (seed, part, k) alone, is an image (3, 48, 48) in [0, 1] and its label, 0 or 1."""
+
+    def __init__(self, part: str, samples: int, seed: int = 0) -> None:
+        super().__init__(part, samples, seed)
+        order = np.random.default_rng(seed).permuted(np.tile(np.arange(500), (2, 1)), axis=1)
+        first, last = PARTS[part]
+        self.glyphs = np.stack([_mnist_digits()[digit, order[digit, first:last]] for digit in (0, 1)])
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        if not 0 <= index < self.samples:
-            raise IndexError(f"no sample {index} of {self.samples}")  # without it `for sample in dataset` never ends
-        random = np.random.default_rng([self.seed, self.stream, index])
+        random = self.random(index)
         cells = random.permutation(9)[:4]
         digits = random.integers(2, size=3)
         variants = random.integers(self.glyphs.shape[1], size=3)

@@ -46,8 +46,7 @@ class Function:
     """A pairwise function f and its C(x)."""
 
     forms: dict[str, Form]
-    plain = "materialised"  # a form that torch.func can transform
-    differentiable: tuple[str, ...] = ("materialised", "associative")  # forms of plain operations
+    plain = "materialised"  # the fastest form of operations that torch can differentiate again and again
     has_scale = False
     has_weight = False
 

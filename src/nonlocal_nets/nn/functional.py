@@ -90,7 +90,7 @@ def nonlocal_operation(
         query, key = function.fold(wide, wide if key is query else _wide(key), weight)
         value = _wide(value)
         y = run(query, key, value, mask, scale)
-        return y if form in function.differentiable else differentiable_again(y, plain, query, key, value)
+        return y if form in ("materialised", function.plain) else differentiable_again(y, plain, query, key, value)
 
 
 def weights(

@@ -46,16 +46,16 @@ class SaveConfig(SaveConfigCallback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            text, path = resolved(self.parser, self.config), Path(trainer.default_root_dir) / CONFIG
+            self.text, path = resolved(self.parser, self.config), Path(trainer.default_root_dir) / CONFIG
             if not path.is_file():
-                _write(path, text)
+                _write(path, self.text)
             for logger in trainer.loggers:
                 if isinstance(logger, WandbLogger):
-                    logger.log_hyperparams(yaml.safe_load(text))
+                    logger.log_hyperparams(yaml.safe_load(self.text))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if trainer.is_global_zero:
-            _write(Path(trainer.default_root_dir) / CONFIG, resolved(self.parser, self.config))
+            _write(Path(trainer.default_root_dir) / CONFIG, self.text)
 
 
 def _write(path: Path, text: str) -> None:

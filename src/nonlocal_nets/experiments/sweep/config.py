@@ -39,14 +39,13 @@ def read(path: Path) -> dict[str, Any]:
 def unsupported(config: dict[str, Any]) -> list[str]:
     """What wandb's schema accepts and this runner cannot run."""
     problems = [f"no {name!r}" for name in ("metric", "parameters") if name not in config]
-    if "program" not in config and needs_program(config):
-        problems.append("no 'program'")
+    program = config.get("program")
+    if needs_program(config) and (program is None or not Path(program).is_file()):
+        problems.append("no 'program'" if program is None else f"no program {program!r} in {Path.cwd()}")
     if config["method"] == "custom" or "scheduler" in config:
         problems.append("a custom scheduler needs wandb's server")
     if "target" in config.get("metric", {}):
         problems.append("metric.target is not supported here, run_cap is")
-    if "program" in config and needs_program(config) and not Path(config["program"]).is_file():
-        problems.append(f"no program {config['program']!r} in {Path.cwd()}")
     if "value" not in config.get("parameters", {}).get(ROOT, {"value": ""}):
         problems.append(f"{ROOT} cannot be swept: all runs of a sweep are under one root")
     return problems
