@@ -1,8 +1,11 @@
 """Results are written completely or not at all."""
 
+import fcntl
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 @contextmanager
@@ -33,3 +36,25 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
+
+
+def try_lock(file: int | IO[str]) -> bool:
+    """Lock an open file or folder; False where another process has locked it.
+
+    The lock ends with this process, however it ends, or when it closes the file. A file system without locks: True.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # not supported
+        pass
+    return True
+
+
+def is_at(path: Path, descriptor: int) -> bool:
+    """Whether an open file or folder is still the one with this path: another process may have moved or removed it."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False

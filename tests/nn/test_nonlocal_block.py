@@ -495,6 +495,8 @@ def test_a_batch_without_valid_positions_leaves_no_parameter_unused(pairwise):
         ({"pairwise": "cosine"}, "pairwise must be one of gaussian, .*, got 'cosine'"),
         ({"norm": "instance"}, "norm must be one of batch, group, layer, none, got 'instance'"),
         ({"norm_eps": 0.0}, "norm_eps must be above 0 and norm_momentum from 0 to 1, got 0.0 and 0.1"),
+        ({"norm": "none", "norm_eps": 0.1}, "norm_eps has no effect with norm='none', got 0.1"),
+        ({"norm": "group", "norm_momentum": 0.5}, "norm_momentum is for norm='batch' only, got 0.5 with 'group'"),
         ({"norm_momentum": 2}, "norm_eps must be above 0 and norm_momentum from 0 to 1, got 1e-05 and 2"),
         ({"pool_position": "output"}, "pool_position must be one of input, embedding, got 'output'"),
         ({"channels": 0}, "channels must be at least 1, got 0"),
@@ -666,7 +668,8 @@ def test_group_norm_is_torchs_on_the_input_s_own_axes(channels, groups):
 
 
 def test_eps_and_momentum_are_those_of_the_norm():
-    batch, layer = (NonLocalBlock(C, norm=norm, norm_eps=0.5, norm_momentum=0.3).norm for norm in ("batch", "layer"))
+    batch = NonLocalBlock(C, norm="batch", norm_eps=0.5, norm_momentum=0.3).norm
+    layer = NonLocalBlock(C, norm="layer", norm_eps=0.5).norm
     assert (batch.eps, batch.momentum, layer.eps) == (0.5, 0.3, 0.5)
 
 

@@ -124,6 +124,19 @@ def test_the_best_is_the_one_that_was_monitored_also_where_the_folder_has_moved(
     assert best_checkpoint(last) == tmp_path / "epoch=3.ckpt", "a copy of a run has its own"
 
 
+def test_the_best_of_a_run_whose_folder_was_moved(tmp_path):
+    old = str(tmp_path / "gone" / "epoch=0.ckpt")
+    callback = BestCheckpoint(monitor="a", mode="max", dirpath=str(tmp_path))
+    state = callback.state_dict() | {"dirpath": str(tmp_path / "gone"), "best_k_models": {old: torch.tensor(0.7)}}
+    state |= {"best_model_path": old, "kth_best_model_path": old, "best_model_score": torch.tensor(0.7)}
+    (tmp_path / "epoch=0.ckpt").touch()
+    callback.load_state_dict(state)
+    here = str(tmp_path / "epoch=0.ckpt")
+    assert callback.best_k_models == {here: torch.tensor(0.7)}
+    assert (callback.best_model_path, callback.kth_best_model_path) == (here, here)
+    assert callback.best_model_score == torch.tensor(0.7)
+
+
 def test_none_in_an_empty_folder_or_one_that_is_not_there(tmp_path):
     assert newest(tmp_path) == (None, [])
     assert newest(tmp_path / "nowhere") == (None, [])

@@ -116,6 +116,33 @@ def test_so_is_the_folder_of_its_checkpoints():
         claim.claim(folder("b", shared), resume=True)
 
 
+def test_a_run_without_an_id_whose_checkpoints_would_be_another_s(locked_by_another):
+    """Another number does not help: the folder of the checkpoints is the same."""
+    shared = Path("far")
+    shared.mkdir()
+    other = locked_by_another(shared)
+
+    def unused(lock=True, same=lambda _folder: False):
+        return claim.unused("now", lambda name: folder(name, shared), same, lock)
+
+    with pytest.raises(ValueError, match=r"^another process trains into far: "):
+        unused()
+    other.kill()
+    other.wait()
+    assert unused() == "now"
+    claim.release()
+    (shared / "last.ckpt").touch()
+    for lock in (True, False):
+        with pytest.raises(ValueError, match=r"^far holds another run's checkpoints: "):
+            unused(lock)
+    begin("now")
+    folder("now").config.touch()
+    assert unused(same=lambda f: f.id == "now") == "now", "it goes on"
+    claim.release()
+    with pytest.raises(ValueError, match=r"^far holds another run's checkpoints: "):
+        unused()
+
+
 @pytest.mark.parametrize("dirpath", [None, Path("far")])
 def test_the_second_of_two_processes_ends(locked_by_another, dirpath):
     path = folder(dirpath=dirpath).path if dirpath is None else dirpath

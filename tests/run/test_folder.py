@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from nonlocal_nets.run.folder import RunFolder, find
+from nonlocal_nets.run.folder import RunFolder, expanded, find
 
 
 def test_everything_but_the_checkpoints_is_in_the_folder_of_the_run():
@@ -12,6 +12,14 @@ def test_everything_but_the_checkpoints_is_in_the_folder_of_the_run():
     elsewhere = RunFolder(root, "digits", "first", Path("far"))
     assert (elsewhere.path, elsewhere.config, elsewhere.checkpoints) == (path, path / "config.yaml", Path("far"))
     assert (folder.last, elsewhere.last) == (path / "checkpoints" / "last.ckpt", Path("far/last.ckpt"))
+
+
+def test_home_and_variables_in_a_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SCRATCH", "/scratch")
+    assert expanded("~/runs") == Path("/home/me/runs")
+    assert expanded("$SCRATCH/${SCRATCH}") == Path("/scratch/scratch")
+    assert expanded("runs") == Path("runs")
 
 
 def test_a_run_is_found_by_its_id_in_any_project(tmp_path):

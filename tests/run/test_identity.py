@@ -4,6 +4,7 @@ import csv
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
+from nonlocal_nets import data
 from nonlocal_nets.data import ImageFolder, image_folder
 from nonlocal_nets.run.checkpoints import load
 from nonlocal_nets.run.cli import main
-from nonlocal_nets.run.identity import check_checkpoint
+from nonlocal_nets.run.identity import _samples, check_checkpoint
 from nonlocal_nets.tasks import Blocks, ImageClassification, Optimizer
 from tests.run.conftest import SMALL
 
@@ -244,6 +246,35 @@ def test_other_batches(trained, refused, caplog):
     assert line == f"an epoch cannot go on in its middle with other batches; {change}"
 
 
+def test_the_rest_of_an_epoch_is_trained_with_another_accumulation(trained, caplog):
+    fit("--id=y", "--trainer.max_steps=1")
+    (all_of_them,) = re.findall(r"\((\d+) samples\)", caplog.text)
+    assert all_of_them == "4"
+    caplog.clear()
+    fit("--id=y", "--ckpt_path=last", "--trainer.max_epochs=1", "--trainer.accumulate_grad_batches=2")
+    assert "resuming with other batches; batches in a step: 1 before, 2 now" in caplog.text
+    assert "(8 samples)" in caplog.text, "an epoch has three batches of 4"
+
+
+@pytest.mark.parametrize("name", ["ListOps", "CIFAR", "CuedDigits", "CuedClips", "ImageFolder"])
+def test_other_samples_of_each_kind_of_data_are_told(name, tmp_path):
+    """Of another seed: of what is generated, or of the split."""
+    cls = getattr(data, name)
+    fake = getattr(sys.modules[cls.__module__], "fake", None)
+    generated = {"train_samples": 20, "val_samples": 2, "test_samples": 2}
+    arguments = generated if name in ("ListOps", "CuedDigits", "CuedClips") else fake(tmp_path)
+    if name == "ImageFolder":  # without folders for the parts
+        shutil.rmtree(tmp_path / "val")
+        arguments["root"] = str(tmp_path / "train")
+
+    def samples(seed):
+        return _samples(cls(**arguments | {"seed": seed}).train_dataloader().dataset)
+
+    first, again, other = samples(0), samples(0), samples(1)
+    assert first == again
+    assert first["digest of the training samples"] != other["digest of the training samples"]
+
+
 def test_other_samples_or_another_seed(trained, refused, caplog):
     middle = ["--id=y", "--trainer.max_steps=2"]
     fit(*middle)
@@ -252,8 +283,10 @@ def test_other_samples_or_another_seed(trained, refused, caplog):
     picture = next(Path("data/train/ant").iterdir())
     picture.rename(picture.with_name(f"another{picture.suffix}"))
     line = refused(fit, "--id=y", "--ckpt_path=last")
-    assert "with other batches; their digest: " in line
+    assert "with other batches; digest of the training samples: " in line
     picture.with_name(f"another{picture.suffix}").unlink()
     fit("--ckpt_path=last", "--trainer.max_epochs=3", *FIRST_IS_BEST)
-    said = re.search(r"with other batches; training samples: (\d+) before, (\d+) now; their digest: ", caplog.text)
+    said = re.search(
+        r"with other batches; training samples: (\d+) before, (\d+) now; digest of the training samples: ", caplog.text
+    )
     assert int(said[1]) == int(said[2]) + 1

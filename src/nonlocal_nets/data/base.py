@@ -4,6 +4,7 @@ import logging
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
@@ -57,12 +58,11 @@ class Files(Dataset[tuple[Tensor, Any]], ABC, Generic[Target]):
     def __len__(self) -> int:
         return len(self.samples)
 
-    @property
+    @cached_property
     def digest(self) -> int:
         """Differs for other files: of their names, wherever their folder is, and their targets."""
-        return zlib.crc32(
-            "\n".join(f"{Path(path).name} {target}" for path, target in self.samples).encode("utf-8", "surrogateescape")
-        )
+        listed = "\n".join(f"{Path(path).name} {target}" for path, target in self.samples)
+        return zlib.crc32(listed.encode("utf-8", "surrogateescape"))
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         while True:  # ends: since max_corrupt < 1, either a file is good or too many are corrupt

@@ -3,7 +3,9 @@
 Shape suffixes: B batch, C channels, L positions.
 """
 
+import zlib
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,6 +33,14 @@ class Sequences(Dataset[tuple[Tensor, Any]]):
 
     def __len__(self) -> int:
         return len(self.values)
+
+    @cached_property
+    def digest(self) -> int:
+        """Differs for other sequences or targets."""
+        digest = zlib.crc32(str(self.targets).encode())
+        for value in self.values:
+            digest = zlib.crc32(value.contiguous().numpy().data, digest)
+        return digest
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         value = self.values[index]

@@ -17,6 +17,7 @@ from nonlocal_nets.nn.masking import norm_valid
 from nonlocal_nets.nn.pairwise import Pairwise, resolve_pairwise
 from nonlocal_nets.nn.pointwise import Pointwise
 
+EPS, MOMENTUM = 1e-5, 0.1  # torch's defaults
 GROUPS = 32  # of a group norm, or the largest divisor of it that divides the channels
 NORMS: dict[str, Callable[[int, float, float], nn.Module]] = {
     "batch": lambda channels, eps, momentum: nn.BatchNorm1d(channels, eps, momentum),
@@ -81,8 +82,8 @@ class NonLocalBlock(nn.Module):
         pool_position: str = "input",
         window: int | Sequence[int | None] | None = None,
         norm: str = "batch",
-        norm_eps: float = 1e-5,
-        norm_momentum: float = 0.1,
+        norm_eps: float = EPS,
+        norm_momentum: float = MOMENTUM,
     ) -> None:
         super().__init__()
         _check_choice("pool_position", pool_position, POOL_POSITIONS)
@@ -90,6 +91,10 @@ class NonLocalBlock(nn.Module):
         if not (0 < norm_eps < math.inf and 0 <= norm_momentum <= 1):
             given = f"got {norm_eps} and {norm_momentum}"
             raise ValueError(f"norm_eps must be above 0 and norm_momentum from 0 to 1, {given}")
+        if norm == "none" and norm_eps != EPS:
+            raise ValueError(f"norm_eps has no effect with norm='none', got {norm_eps}")
+        if norm != "batch" and norm_momentum != MOMENTUM:
+            raise ValueError(f"norm_momentum is for norm='batch' only, got {norm_momentum} with {norm!r}")
         if inner_channels is None:
             inner_channels = max(channels // 2, 1)
         for name, value in (("channels", channels), ("inner_channels", inner_channels)):

@@ -1,6 +1,5 @@
 """A folder belongs to one run: names of runs, and who may write into a folder."""
 
-import fcntl
 import itertools
 import os
 import re
@@ -9,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from nonlocal_nets.files import is_at, try_lock
 from nonlocal_nets.run.folder import RunFolder
 
 NAME = re.compile(r"\w([\w .+=,@~-]*[\w+=,@~-])?")
@@ -33,15 +33,22 @@ def claim(folder: RunFolder, resume: bool) -> None:
         ValueError: another process trains into it; or it holds a run, and this one is not to go on with it.
     """
     for path in _folders(folder):
-        if not _lock(path):
-            raise ValueError(f"another process trains into {path}: wait for its end, or choose another --id")
-    foreign = folder.checkpoint_dir is not None and not folder.config.is_file()  # the checkpoints are of another id
-    if not holds_a_run(folder) or (resume and not foreign):
-        return
-    if not foreign:
+        _check_lock(path)
+    _check_checkpoints(folder)
+    if holds_a_run(folder) and not resume:
         advice = "--ckpt_path=last goes on with it; or choose another --id, or delete the folder first"
         raise ValueError(f"{folder.path} holds a run: {advice}")
-    raise ValueError(f"{folder.checkpoints} holds another run's checkpoints: choose another --checkpoint.dirpath")
+
+
+def _check_lock(path: Path) -> None:
+    if not _lock(path):
+        raise ValueError(f"another process trains into {path}: wait for its end, or choose another --id")
+
+
+def _check_checkpoints(folder: RunFolder) -> None:
+    """Raise a ValueError for a --checkpoint.dirpath that holds the checkpoints of another id."""
+    if folder.checkpoint_dir is not None and not folder.config.is_file() and holds_a_run(folder):
+        raise ValueError(f"{folder.checkpoints} holds another run's checkpoints: choose another --checkpoint.dirpath")
 
 
 def holds_a_run(folder: RunFolder) -> bool:
@@ -57,12 +64,17 @@ def unused(stem: str, folder_of: Callable[[str], RunFolder], same: Callable[[Run
         folder_of: the folder of an id.
         same: whether a folder holds the run that is to go on.
         lock: whether to reserve the folder; else it is only looked for, by the other processes of a run.
+
+    Raises:
+        ValueError: a --checkpoint.dirpath, which is the same for all of them, that is in use or holds another run's.
     """
     for name in _numbered(stem):
         folder = folder_of(name)
-        if lock and not all(_lock(path) for path in _folders(folder)):
-            release(folder)
+        if lock and not _lock(folder.path):
             continue
+        if lock and folder.checkpoint_dir is not None:
+            _check_lock(folder.checkpoint_dir)
+        _check_checkpoints(folder)
         if not (holds_a_run(folder) or folder.config.is_file()) or same(folder):
             return name
         release(folder)
@@ -103,34 +115,20 @@ def _numbered(stem: str) -> Iterator[str]:
 
 
 def _lock(path: Path) -> bool:
-    """Create and lock a folder; False where another process has it. The lock ends with this process, however it ends.
-
-    Where a file system has no locks, two processes at once are not told from one.
-    """
+    """Create and lock a folder; False where another process has it."""
     path = path.absolute()
     while path not in _held:
         made = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(descriptor):
             os.close(descriptor)
             return False
-        except OSError:  # not supported
-            pass
-        if _same(path, descriptor):
+        if is_at(path, descriptor):
             _held[path] = descriptor, made
         else:  # another process has just removed it
             os.close(descriptor)
     return True
-
-
-def _same(path: Path, descriptor: int) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(descriptor))
-    except FileNotFoundError:
-        return False
 
 
 def _forget() -> None:

@@ -1,5 +1,6 @@
 """A checkpoint records the network and the data that it belongs to; others are refused."""
 
+import zlib
 from collections.abc import Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -7,16 +8,18 @@ from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.utilities import rank_zero_info
+from torch.utils.data import Subset
 
 from nonlocal_nets.data.base import listed, only_in
-from nonlocal_nets.data.order import global_seed
+from nonlocal_nets.data.order import Seeded, global_seed
 from nonlocal_nets.nn.messages import shorten
 from nonlocal_nets.run.errors import RunError
 from nonlocal_nets.weights import check_fit
 
 MEANING, BATCHES = "data_meaning", "batches"  # keys of a checkpoint
 TOGETHER = "samples in a batch of all processes"
-ORDER = (TOGETHER, "training samples", "their digest", "seed")  # what the rest of an epoch follows from
+DIGEST = "digest of the training samples"
+ORDER = (TOGETHER, "training samples", DIGEST, "seed")  # what the rest of an epoch follows from
 COMPARED = ("class_names", "normalisation")  # of the data's meaning
 CONTINUED = ("optimizer.name", "optimizer.weight_decay", "optimizer.momentum", "optimizer.decay_all")
 KEPT = {"optimizer.lr", "optimizer.lr_base_size", "schedule.warmup_steps"}
@@ -69,7 +72,8 @@ class Identity(pl.Callback):
             raise RunError(f"an epoch cannot go on in its middle with other batches; {changes}")
         if changes:
             rank_zero_info(f"resuming with other batches; {changes}")
-            done: Any = trainer.fit_loop.epoch_loop.batch_progress.current  # or the ended epoch would go on
+        if changes and not self.mid_epoch:  # or the ended epoch would go on
+            done: Any = trainer.fit_loop.epoch_loop.batch_progress.current
             done.ready = done.started = done.processed = done.completed = int(trainer.num_training_batches)
         self.saved, self.mid_epoch = {}, False
 
@@ -84,11 +88,13 @@ def _batches(trainer: pl.Trainer) -> dict[str, int | None]:
 
 
 def _samples(dataset: Any) -> dict[str, int | None]:
-    """The number of training samples, a number by which others are known, and the seed of their order."""
-    dataset = getattr(dataset, "dataset", dataset)  # of `Seeded`
+    """The number of training samples, a digest of them where the data set has one, and the seed of their order."""
+    dataset = dataset.dataset if isinstance(dataset, Seeded) else dataset
     digest = getattr(dataset, "digest", None)
+    if isinstance(dataset, Subset):  # of a split
+        digest = zlib.crc32(str(list(dataset.indices)).encode())
     length = len(dataset) if hasattr(dataset, "__len__") else None
-    return {"training samples": length, "their digest": digest, "seed": global_seed()}
+    return {"training samples": length, DIGEST: digest, "seed": global_seed()}
 
 
 def meaning(data: Any) -> dict[str, Any]:

@@ -1,8 +1,6 @@
 """One table of what `predict` predicts."""
 
 import csv
-import fcntl
-import os
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -13,7 +11,7 @@ import pytorch_lightning as pl
 from pytorch_lightning.callbacks import BasePredictionWriter
 from pytorch_lightning.utilities import rank_zero_info
 
-from nonlocal_nets.files import beside, naming
+from nonlocal_nets.files import beside, is_at, naming, try_lock
 from nonlocal_nets.run.errors import RunError
 
 TABLE = re.compile(r"predictions(-\d+)?\.csv")
@@ -91,15 +89,11 @@ def _locked(path: Path) -> TextIO:
     """
     while True:
         file = path.open("a", newline="", encoding="utf-8", errors="surrogateescape")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not try_lock(file):
             file.close()
             advice = "wait for its end, or choose another --id"
-            raise RunError(f"another process predicts into {path.parent}: {advice}") from None
-        except OSError:  # a file system without locks
-            pass
-        if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+            raise RunError(f"another process predicts into {path.parent}: {advice}")
+        if is_at(path, file.fileno()):
             file.truncate(0)
             return file
         file.close()  # another process has just put it in its place
