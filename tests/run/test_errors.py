@@ -264,7 +264,7 @@ def test_where_all_checkpoints_are_torn_a_run_does_not_begin_again(capsys):
     [
         (
             ["fitt"],
-            "no verb 'fitt', did you mean fit?; there are fit, validate, test, predict, compare, sweep",
+            "no verb 'fitt'; nearest: fit; there are fit, validate, test, predict, compare, sweep",
         ),
         (["x.yaml"], "no verb 'x.yaml'; there are fit, validate, test, predict, compare, sweep"),
         (

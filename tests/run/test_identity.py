@@ -98,6 +98,43 @@ def test_weights_to_start_from_may_be_tested_but_a_run_s_checkpoints_come_first(
     assert of_the_run("test", weights).checkpoint.samefile(best)
 
 
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--model.blocks.pairwise=dot_product"], "blocks.pairwise=embedded_gaussian, here dot_product"),
+        (["--data.mean=[0.5,0.5,0.5]"], "mean=[0.485, 0.456, 0.406], here [0.5, 0.5, 0.5]"),
+    ],
+)
+def test_weights_of_a_run_are_of_its_network_and_its_data(trained, refused, caplog, options, named):
+    """Training may begin from others."""
+    weights = [*SMALL, f"--model.weights={LAST}", "--id=y", *options]
+    assert refused(main, ["test", *weights]) == f"{LAST} was trained with {named}"
+    main(["test", *weights, "--ckpt_path=initial"])
+    main(["fit", *weights, "--trainer.max_epochs=0"])
+    line = f"beginning from weights of another network or other data: {LAST} was trained with {named}"
+    assert caplog.text.count(line) == 1
+
+
+def test_weights_of_a_run_with_other_classes(trained, refused):
+    rename("ant", "zebra")
+    line = refused(main, ["predict", *SMALL, f"--model.weights={LAST}", "--data.path=data/val"])
+    assert line.endswith("only in the checkpoint: ant; only in the data: zebra")
+    shutil.rmtree("data/train")
+    main(["predict", *SMALL, f"--model.weights={LAST}", "--data.path=data/val", "--id=y"])
+    table = Path("runs/default/y/predictions.csv").read_text()
+    assert "ant" in table
+
+
+def test_a_run_that_was_moved_is_not_begun_anew(trained, refused):
+    Path("runs/default/x").rename("moved")
+    line = refused(main, ["fit", "--config=moved/config.yaml", "--ckpt_path=last"])
+    advice = "give --trainer.default_root_dir, --project and --id"
+    assert line == f"the run in moved is runs/default/x in its config: {advice}"
+    assert not Path("runs/default/x").exists()
+    new = main(["fit", "--config=moved/config.yaml", "--ckpt_path=last", "--id=new", "--trainer.max_epochs=0"])
+    assert new.checkpoint is None
+
+
 def test_a_resumed_run_is_tested_by_its_best_checkpoint_too(trained, caplog):
     """And what has changed of its options is said."""
     more = ["--model.optimizer.lr=0.5", "--model.mixup=0.2", "--model.loss.label_smoothing=0.1"]

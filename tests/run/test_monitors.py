@@ -45,7 +45,7 @@ def test_the_command_line_finds_the_direction():
 
 
 def train(folder, *callbacks, task=ImageClassification, best=None, **arguments):
-    """Two epochs of two samples, without the command line. Returns the trainer."""
+    """Two epochs of two batches of a sample, without the command line. Returns the trainer."""
     best = BestCheckpoint(dirpath=folder, filename="{epoch}", auto_insert_metric_name=False, **(best or {}))
     quiet = dict.fromkeys(("logger", "enable_progress_bar", "enable_model_summary"), False)
     trainer = pl.Trainer(
@@ -56,7 +56,7 @@ def train(folder, *callbacks, task=ImageClassification, best=None, **arguments):
         **quiet | arguments,
     )
     network = task(2, "local_convnet", (3, 16, 16), Blocks(at="none"))
-    samples = DataLoader([(torch.zeros(3, 16, 16), k) for k in range(2)], 2)
+    samples = DataLoader([(torch.zeros(3, 16, 16), k) for k in range(2)])
     trainer.fit(network, samples, samples)
     return trainer
 
@@ -130,3 +130,40 @@ def test_the_direction_follows_from_the_metric(tmp_path, monitor, mode):
     trainer = train(tmp_path, EarlyStopping("val/loss"), best={"monitor": monitor})
     assert trainer.checkpoint_callback.mode == mode
     assert len(list(tmp_path.glob("*.ckpt"))) == 1
+
+
+@pytest.mark.parametrize(
+    ("monitor", "looks", "arguments", "line"),
+    [
+        (
+            "val/loss",
+            True,
+            {"check_val_every_n_epoch": 2},
+            "after each epoch, and not every one has a validation: give",
+        ),
+        ("train/loss_epoch", None, {"val_check_interval": 0.5}, "after a validation, before it is logged: give"),
+        ("train/accuracy", None, {"check_val_every_n_epoch": 2}, "after a validation, before it is logged: give"),
+        ("train/accuracy", False, {}, "after a validation, before it is logged: give check_on_train_epoch_end=true"),
+    ],
+)
+def test_an_early_stopping_that_looks_too_early_is_refused(tmp_path, monitor, looks, arguments, line):
+    mode = "max" if monitor.endswith("accuracy") else "min"
+    stopping = EarlyStopping(monitor, mode=mode, check_on_train_epoch_end=looks)
+    with pytest.raises(RunError, match=f"EarlyStopping looks at '{monitor}' {line}"):
+        train(tmp_path, NeverTrains(), stopping, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("monitor", "looks", "arguments"),
+    [
+        ("val/loss", None, {"check_val_every_n_epoch": 2}),
+        ("val/loss", None, {"check_val_every_n_epoch": None, "val_check_interval": 2}),
+        ("val/loss", False, {"val_check_interval": 0.5}),
+        ("train/loss_step", None, {"check_val_every_n_epoch": 2}),
+        ("train/loss_epoch", True, {"val_check_interval": 0.5}),
+    ],
+)
+def test_one_that_looks_in_time_is_not(tmp_path, monitor, looks, arguments):
+    stopping = EarlyStopping(monitor, check_on_train_epoch_end=looks)
+    train(tmp_path, stopping, **arguments)
+    assert torch.isfinite(stopping.best_score)

@@ -55,6 +55,15 @@ def ends(trainer, received):
     return None
 
 
+def test_a_signal_after_the_last_step_is_named(trainer, caplog):
+    callback = SaveOnSignal()
+    callback.on_train_end(trainer, None)
+    assert not caplog.text
+    callback.received = signal.SIGTERM
+    callback.on_train_end(trainer, None)
+    assert "SIGTERM: after the last step; the run is at its end" in caplog.text
+
+
 def test_without_a_signal_it_goes_on(trainer):
     assert ends(trainer, None) is None
     assert trainer.saved == []

@@ -1,6 +1,5 @@
 """The arguments of a command, before the parser sees them."""
 
-import difflib
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,7 @@ from typing import Any
 import yaml
 
 from nonlocal_nets.run import strict_yaml
-from nonlocal_nets.run.errors import fail
+from nonlocal_nets.run.errors import fail, nearest
 
 # Arguments of the model that only the data can know: linked, so that jsonargparse would drop what a user sets.
 FROM_DATA = ("num_classes", "input_size")
@@ -38,8 +37,7 @@ def check_args(args: list[str]) -> None:
 def check_verb(verb: str, known: Sequence[str]) -> None:
     """Refuse a first argument that is neither an option nor a verb."""
     if not verb.startswith("-") and verb not in known:
-        near = difflib.get_close_matches(verb, known, n=1)
-        fail(f"no verb {verb!r}{f', did you mean {near[0]}?' if near else ''}; there are {', '.join(known)}")
+        fail(f"no verb {verb!r}{nearest(verb, known)}; there are {', '.join(known)}")
 
 
 def _check_value(option: str, text: str) -> None:

@@ -10,7 +10,7 @@ from pytorch_lightning.utilities import rank_zero_info, rank_zero_only, rank_zer
 from nonlocal_nets.run import claim
 from nonlocal_nets.run.checkpoints import best_checkpoint, newest
 from nonlocal_nets.run.config import resolved, same_run
-from nonlocal_nets.run.folder import RunFolder, shared_id
+from nonlocal_nets.run.folder import CONFIG, RunFolder, shared_id
 
 INITIAL = "initial"  # --ckpt_path of a network that has not been trained
 
@@ -67,8 +67,28 @@ def choose_checkpoint(cli: Any) -> Path | None:
     if given == "best":  # Lightning knows it only in the process that trained
         return best_checkpoint(folder.last)
     if given == "last":
-        return last_checkpoint(folder.checkpoints, begin=cli.subcommand == "fit")
+        path = last_checkpoint(folder.checkpoints, begin=cli.subcommand == "fit")
+        if path is None:
+            _check_moved(cli)
+        return path
     return Path(given)
+
+
+def _check_moved(cli: Any) -> None:
+    """Raise a ValueError where a run is named by its config only, which does not name the folder that it is in."""
+    if any(arg.partition("=")[0] == "--id" for arg in cli.given):
+        return
+    for config in (Path(str(path)) for path in cli.args.get("config") or []):
+        if config.name == CONFIG and any(config.parent.glob("checkpoints/*.ckpt")):
+            advice = "give --trainer.default_root_dir, --project and --id"
+            raise ValueError(f"the run in {config.parent} is {cli.run_folder} in its config: {advice}")
+
+
+def choose_weights(cli: Any) -> Path | None:
+    """The file of weights that a network starts from; None where it is not one, or the untrained network is meant."""
+    weights = cli.args.model.get("init_args", {}).get("weights")
+    path = None if weights is None or cli.args.ckpt_path == INITIAL else Path(str(weights))
+    return path if path is not None and path.is_file() else None
 
 
 def _trained(folder: RunFolder, weights: str | None) -> Path | None:

@@ -18,7 +18,7 @@ from nonlocal_nets.data.trained import trained_on
 from nonlocal_nets.run import claim, wandb
 from nonlocal_nets.run.arguments import FROM_DATA, check_args, check_verb, nested_nulls
 from nonlocal_nets.run.checkpoints import BestCheckpoint, LastCheckpoint, WholeCheckpoints, load
-from nonlocal_nets.run.choice import choose_checkpoint, choose_id
+from nonlocal_nets.run.choice import choose_checkpoint, choose_id, choose_weights
 from nonlocal_nets.run.config import SaveConfig
 from nonlocal_nets.run.curve import Curve
 from nonlocal_nets.run.epoch_means import EpochMeans
@@ -27,7 +27,7 @@ from nonlocal_nets.run.failures import Failures
 from nonlocal_nets.run.folder import RUN_ID, RunFolder, expanded
 from nonlocal_nets.run.gradients import Gradients
 from nonlocal_nets.run.help import MANUAL, TITLES, program
-from nonlocal_nets.run.identity import MEANING, Identity, check_checkpoint
+from nonlocal_nets.run.identity import MEANING, Identity, check_checkpoint, check_weights
 from nonlocal_nets.run.lightning import counts_before_fractions, prepare
 from nonlocal_nets.run.monitors import Monitors
 from nonlocal_nets.run.non_finite import NonFinite
@@ -95,20 +95,25 @@ class NonLocalCLI(LightningCLI):
             check_nulls(self.args.get(group), group)
         self.args.id = choose_id(self)
         self.checkpoint = choose_checkpoint(self)
+        self.weights = None if self.checkpoint else choose_weights(self)
         self.args.ckpt_path = None if self.checkpoint is None else str(self.checkpoint)
         os.environ[RUN_ID] = self.args.id
         wandb.complete(self.args.trainer, self.args.project, self.args.id, self.run_folder)
 
     def instantiate_classes(self) -> None:
         """With a checkpoint that matches the model and the data."""
-        saved = {} if self.checkpoint is None else load(self.checkpoint)
-        self.resumed_step = saved.get("global_step")
+        source = self.checkpoint or self.weights
+        saved = {} if source is None else load(source)
+        self.resumed_step = saved.get("global_step") if self.checkpoint else None
         with trained_on(saved.get(MEANING, {}), predicting=self.subcommand == "predict"):
             super().instantiate_classes()
         if hasattr(self.model, "check_data"):
             self.model.check_data(self.datamodule)
+        begin = self.subcommand == "fit"
         if self.checkpoint is not None:
-            check_checkpoint(self.checkpoint, saved, self.model, self.datamodule, self.subcommand == "fit")
+            check_checkpoint(self.checkpoint, saved, self.model, self.datamodule, begin)
+        elif self.weights is not None:
+            check_weights(self.weights, saved, self.model, self.datamodule, begin)
 
     def finish_wandb(self) -> None:
         wandb.finish(self.trainer)

@@ -103,8 +103,8 @@ def _unknown_name(message: str, text: str, options: Iterable[str]) -> str | None
             continue
         name = ".".join(filter(None, match.groups()))
         if arguments := _arguments(message):
-            return f"{text[: match.start()]}no argument {name!r}{_nearest(name, arguments)}"
-        return f"no argument --{name}{_nearest(f'--{name}', options)}"
+            return f"{text[: match.start()]}no argument {name!r}{nearest(name, arguments)}"
+        return f"no argument --{name}{nearest(f'--{name}', options)}"
     return None
 
 
@@ -117,7 +117,7 @@ def _option_group(message: str, text: str) -> str | None:
     return f"{text[: match.start()]}{match[1]} is a group of options, got {match[2]!r}; it has {', '.join(names)}"
 
 
-def _nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str:
     """The known names that are like `name`, or that end like it: --model.lr is --model.optimizer.lr."""
     ends = {known_name.rpartition(".")[2]: known_name for known_name in known}
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)

@@ -123,6 +123,23 @@ def check_checkpoint(path: Path, saved: Mapping[str, Any], model: pl.LightningMo
         raise ValueError(f"{path} cannot be {use}, it is without {', '.join(missing)}; {advice}")
 
 
+def check_weights(path: Path, saved: Mapping[str, Any], model: pl.LightningModule, data: Any, begin: bool) -> None:
+    """Refuse weights to start from, `saved`, that belong to another network or to data of another meaning.
+
+    Training may begin from them, which is logged.
+
+    Raises:
+        ValueError: the classes or the normalisation of the data, or the options of the network are others.
+    """
+    try:
+        _check_meaning(path, saved.get(MEANING, {}), meaning(data))
+        _check_options(path, _options(saved.get("hyper_parameters", {})), model, resume=False)
+    except ValueError as error:
+        if not begin:
+            raise
+        rank_zero_info(f"beginning from weights of another network or other data: {error}")
+
+
 def _check_meaning(path: Path, saved: Mapping[str, Any], given: Mapping[str, Any]) -> None:
     for name in COMPARED:
         before, now = saved.get(name), given.get(name)
@@ -134,7 +151,8 @@ def _check_meaning(path: Path, saved: Mapping[str, Any], given: Mapping[str, Any
         if name == "class_names":
             orders = f"{listed(before, 40)}; here {listed(now, 40)}"
             raise ValueError(f"{path} was trained on the classes in another order: {orders}")
-        raise ValueError(f"{path} was trained with {_differences([*now], _options(before), _options(now))}")
+        names = [option for option in now if _plain(before.get(option)) != _plain(now[option])]
+        raise ValueError(f"{path} was trained with {_differences(names, _options(before), _options(now))}")
 
 
 def _check_options(path: Path, saved: Mapping[str, Any], model: pl.LightningModule, resume: bool) -> None:

@@ -18,7 +18,7 @@ SWITCH = "--non_finite.max_skipped"
 
 
 class NonFinite(pl.Callback):
-    """Ends a run whose loss or gradient is NaN or infinite: names the step and the samples, and keeps last.ckpt.
+    """Ends a run whose loss or gradient is NaN or infinite: names the step and the samples. last.ckpt is from before.
 
     Steps that a GradScaler skips by design, as 16-mixed does while it looks for its scale, do not count. On a GPU the
     steps are checked together, every `log_every_n_steps` and before each validation and checkpoint, so that it need not
@@ -111,7 +111,7 @@ class NonFinite(pl.Callback):
             RunError: it may not be skipped.
         """
         if self.before is None:
-            raise RunError(f"{message}; last.ckpt is from before ({SWITCH}=0.01 skips such steps)")
+            raise RunError(f"{message}; {SWITCH}=0.01 skips such steps")
         self.skipped += 1
         steps = trainer.num_training_batches / trainer.accumulate_grad_batches
         if self.skipped > max(1, self.max_skipped * steps):

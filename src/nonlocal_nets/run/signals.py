@@ -76,6 +76,8 @@ class SaveOnSignal(pl.Callback):
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.training = False
+        if self.received is not None:
+            rank_zero_info(f"{signal.Signals(self.received).name}: after the last step; the run is at its end")
 
     def after_step(self, trainer: pl.Trainer) -> None:
         """After each step of the optimiser, once its row is logged, and before a validation (`loops.EpochLoop`)."""

@@ -24,7 +24,8 @@ from tests.experiments.sweep.examples import GRID, with_args, written
         ({"method": "random"}, "a random search never ends; give --runs or run_cap"),
         ({"program": "absent.py"}, "no program 'absent.py' in "),
         ({"command": ["python", "${program}", "fit ${args}"]}, "command: 'fit ${args}' is not one of the macros"),
-        ({"metric": {"name": "m", "target": 1}}, "metric.target is not supported here, run_cap is"),
+        ({"metric": {"name": "m"}}, "no metric.goal, maximize or minimize"),
+        ({"metric": {"name": "m", "goal": "minimize", "target": 1}}, "metric.target is not supported here, run_cap is"),
         ({"colour": 1}, "Additional properties are not allowed ('colour' was unexpected)"),
     ],
 )

@@ -68,7 +68,7 @@ def test_a_grid_in_full_with_its_csv_its_table_and_its_picture(capsys):
 def test_a_sweep_that_minimises_under_another_root(capsys):
     """The first epoch is the best then."""
     command = with_args("--trainer.default_root_dir", "elsewhere", "--metric=val/loss")
-    path = written(metric={"name": "val/loss"}, command=command)  # wandb's default goal
+    path = written(metric={"name": "val/loss", "goal": "minimize"}, command=command)
     found = sweep.main([path, "--runs", "4"])
     rows = csv_of(found)
     for row in rows:

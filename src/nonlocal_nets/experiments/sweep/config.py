@@ -44,6 +44,8 @@ def unsupported(config: dict[str, Any]) -> list[str]:
         problems.append("no 'program'" if program is None else f"no program {program!r} in {Path.cwd()}")
     if config["method"] == "custom" or "scheduler" in config:
         problems.append("a custom scheduler needs wandb's server")
+    if "goal" not in config.get("metric", {"goal": None}):
+        problems.append("no metric.goal, maximize or minimize (without one wandb takes the lowest for the best)")
     if "target" in config.get("metric", {}):
         problems.append("metric.target is not supported here, run_cap is")
     if "value" not in config.get("parameters", {}).get(ROOT, {"value": ""}):

@@ -44,7 +44,7 @@ class Sweep:
         if self.limit is None and self.config["method"] != "grid":
             raise ExperimentError(f"{path}: a {self.config['method']} search never ends; give --runs or run_cap")
         self.metric: str = self.config["metric"]["name"]
-        self.mode = "max" if self.config["metric"].get("goal") == "maximize" else "min"  # wandb's default
+        self.mode = "max" if self.config["metric"]["goal"] == "maximize" else "min"
         self.root = root(self.config)
         self.state = State(self.root / "sweeps" / self.id)
         self.runs: list[Run] = []
