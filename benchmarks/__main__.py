@@ -18,11 +18,13 @@ from benchmarks import cases
 from benchmarks.measure import Target, note
 
 README = Path(__file__).with_name("README.md")
+OF_PROCESSORS = ("layers",)  # tables of which that of each processor is kept
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CPU_ONLY = ("startup", "allocator", "decoders", "scaling")
 TABLES = (  # each one is the function `table` of the module of that name
     "startup",
     "peers",
+    "layers",
     "limit",
     "growth",
     "allocator",
@@ -48,7 +50,7 @@ def main() -> None:
         for name in arguments.tables or [name for name in TABLES if device == "cpu" or name not in CPU_ONLY]:
             text = measured(name, target)
             if text is not None and arguments.case is None:
-                keep(name, f"\n{text}\n", file_of(target))
+                keep(section_of(name, target), f"\n{text}\n", file_of(target))
 
 
 def parse() -> argparse.Namespace:
@@ -93,10 +95,24 @@ def machine(device: str) -> str:
     if device != "cpu":
         name = torch.cuda.get_device_name()
     else:
-        lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-        names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-        name = f"{next(names, platform.processor())}, {torch.get_num_threads()} threads"
+        name = f"{processor()} ({capability()}), {torch.get_num_threads()} threads"
     return f"{name}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
+def capability() -> str:
+    """The widest vectors that torch uses on this processor, such as AVX2."""
+    return torch.backends.cpu.get_cpu_capability()
+
+
+def section_of(name: str, target: Target) -> str:
+    """The name of a table's section in its file; one a processor where those of others are kept."""
+    return f"{name}, {processor()}, {capability()}" if target.device == "cpu" and name in OF_PROCESSORS else name
 
 
 def file_of(target: Target) -> Path:

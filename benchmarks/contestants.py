@@ -43,6 +43,31 @@ class Equation(nn.Module):
         return x + b.norm(u.transpose(1, 2)).view_as(x)
 
 
+class Plain(nn.Module):
+    """Eq. 1 and Eq. 6 with convolutions of (B, C, N): three of the functions, without subsampling."""
+
+    def __init__(self, block: NonLocalBlock) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, x_BCN = self.block, x.flatten(2)
+        name = getattr(b.pairwise, "name", "")
+        embedded = name != "gaussian"
+        query, key = (_convolution(layer, x_BCN) for layer in (b.theta, b.phi)) if embedded else (x_BCN, x_BCN)
+        g_BVN = _convolution(b.g, x_BCN)
+        if name == "dot_product":
+            y_BVN = torch.bmm(torch.bmm(g_BVN, key.transpose(1, 2)) / key.shape[2], query)
+        else:
+            logits = torch.bmm(query.transpose(1, 2), key) * b.pairwise.logit_scale
+            y_BVN = torch.bmm(g_BVN, logits.softmax(-1).transpose(1, 2))
+        return x + b.norm(_convolution(b.out, y_BVN)).view_as(x)
+
+
+def _convolution(layer: nn.Linear, x: Tensor) -> Tensor:
+    return F.conv1d(x, layer.weight[:, :, None], layer.bias)
+
+
 def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
     """Without the layer's own `forward`, which is part of what is compared."""
     return F.linear(x, layer.weight, layer.bias)
@@ -135,6 +160,8 @@ def contestants(block: NonLocalBlock, size: tuple[int, ...]) -> dict[str, nn.Mod
     }
     if block.pool is None or block.pool_position == "input":
         makers["equation"] = lambda: Equation(block)
+        if block.pool is None and getattr(block.pairwise, "name", "") != "concatenation":
+            makers["plain"] = lambda: Plain(block)
         if getattr(block.pairwise, "logit_scale", 1) != 1 and block.inner_channels == block.channels:
             makers["attention"] = lambda: Attention(block)
     peers: dict[str, Any] = {"ours": block}

@@ -14,7 +14,7 @@ from nonlocal_nets import PAIRWISE, NonLocalBlock
 LARGEST_MAP = 4 * 2**30  # bytes; a peer with a larger map is not measured
 LONGEST = 8e10  # multiply-adds of a call on the CPU; a case with more is left out
 LONGEST_PEER = 2e11  # the same for a peer, whose cell then says so
-PEERS = ("equation", "timm", "mmcv", "attention")
+PEERS = ("equation", "plain", "timm", "mmcv", "attention")
 
 
 def table(target: Target, seconds: float = 0.3) -> str:

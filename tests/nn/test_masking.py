@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from nonlocal_nets.nn.masking import norm_valid
+from nonlocal_nets.nn.norms import norm_valid
 
 CHANNELS = 3
 

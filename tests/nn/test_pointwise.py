@@ -1,63 +1,84 @@
-"""A pointwise layer gives the same whatever the layout of its input, and keeps no copy of it."""
+"""A pointwise layer gives the same in all ways and all layouts, keeps its layout, and keeps no copy of its input."""
 
 import pytest
 import torch
 from torch.testing import assert_close
 
 from nonlocal_nets.nn import pointwise
-from nonlocal_nets.nn.pointwise import Pointwise, linear
+from nonlocal_nets.nn.pointwise import Pointwise, columns, convolution, is_channels_last, linear, rows
+
+WAYS = [convolution, rows, columns]
 
 
-def first_and_last(batch, size):
-    """The same tensor (B, *S, C) twice: as a view of channels first, and contiguous."""
-    x = torch.randn(batch, 6, *size, dtype=torch.float64)
-    return x.movedim(1, -1).requires_grad_(), x.movedim(1, -1).contiguous().requires_grad_()
+def first_and_last(batch, size, dtype=torch.float64):
+    """The same tensor (B, C, *S) twice: channels first and channels last in memory."""
+    x = torch.randn(batch, 6, *size, dtype=dtype)
+    return x.clone().requires_grad_(), x.movedim(1, -1).contiguous().movedim(-1, 1).requires_grad_()
 
 
-@pytest.mark.parametrize("channels_first", [False, True])
-@pytest.mark.parametrize("gradients", [2**20, 48, 1])
-@pytest.mark.parametrize("size", [(7,), (3, 5), (2, 3, 5)])
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("size", [(7,), (3, 5), (2, 3, 5), (2, 3, 2, 2), (1,)])
 @pytest.mark.parametrize("batch", [0, 1, 3])
-def test_equals_linear_in_all_layouts(batch, size, gradients, channels_first, monkeypatch):
-    """Of input and output, however many samples the weight's gradient takes at a time."""
-    monkeypatch.setattr(pointwise, "GRADIENTS", gradients)
-    layer = Pointwise(6, 4).double()
-    linear = torch.nn.Linear(6, 4).double()
-    linear.load_state_dict(layer.state_dict())
+def test_equals_linear_in_all_layouts(batch, size, way, monkeypatch):
+    layer, plain = Pointwise(6, 4).double(), torch.nn.Linear(6, 4).double()
+    plain.load_state_dict(layer.state_dict())
+    monkeypatch.setattr(pointwise, "_fastest", lambda x: way)
     for x in first_and_last(batch, size):
-        expected = linear(x)
+        expected = plain(x.movedim(1, -1))
         upstream = torch.randn_like(expected)
-        wanted = torch.autograd.grad(expected, [x, *linear.parameters()], upstream)
-        y = layer(x, channels_first)
-        assert (y.movedim(-1, 1) if channels_first else y).is_contiguous()
+        wanted = torch.autograd.grad(expected, [x, *plain.parameters()], upstream)
+        y = layer(x.movedim(1, -1))
         assert_close(y, expected)
         assert_close(torch.autograd.grad(y, [x, *layer.parameters()], upstream), wanted)
+        assert_close(linear(x.movedim(1, -1), layer.weight), expected - layer.bias)
 
 
-@pytest.mark.parametrize("channels_first", [False, True])
-def test_keeps_the_input_itself(channels_first):
-    layer = Pointwise(6, 4).double()
+@pytest.mark.parametrize("avx512", [False, True])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("size", [(7,), (3, 5), (2, 3, 5)])
+def test_layout_and_gradients_are_those_of_the_input(size, batch, avx512, monkeypatch):
+    monkeypatch.setattr(pointwise, "AVX512", avx512)
+    first, last = first_and_last(batch, size, torch.float32)
+    for x in (first, last):
+        y = Pointwise(6, 4)(x.movedim(1, -1)).movedim(-1, 1)
+        (dx,) = torch.autograd.grad(y.square().sum(), x)
+        assert is_channels_last(x) == is_channels_last(y) == is_channels_last(dx) == (x is last)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_keeps_the_input_itself(way):
+    """But for a product of the other layout, which is not taken there."""
+    first, last = first_and_last(2, (15,))
+    weight, bias = torch.randn(4, 6, dtype=torch.float64, requires_grad=True), torch.randn(4, dtype=torch.float64)
+    inputs = {convolution: [first, last], rows: [last], columns: [first]}[way]
     kept = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.data_ptr()) or t, lambda t: t):
-        inputs = first_and_last(2, (3, 5))
         for x in inputs:
-            layer(x, channels_first)
-    assert set(kept) == {x.data_ptr() for x in [*inputs, layer.weight]}
+            way(x, weight, bias)
+    assert set(kept) == {x.data_ptr() for x in [*inputs, weight]}
 
 
-@pytest.mark.parametrize("channels_first", [False, True])
-def test_second_derivatives(channels_first):
+def test_the_way_is_that_of_the_layout_and_the_machine(monkeypatch):
+    first, last = (x.flatten(2) for x in first_and_last(2, (3, 5)))
+    on_another = [x.to("meta") for x in (first, last)]
+    for avx512, ways in ((False, [convolution, rows]), (True, [convolution, convolution])):
+        monkeypatch.setattr(pointwise, "AVX512", avx512)
+        assert [pointwise._fastest(x) for x in (first, last)] == ways
+        assert [pointwise._fastest(x) for x in on_another] == [columns, rows]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_second_derivatives(way):
     layer = Pointwise(6, 4).double()
     for x in first_and_last(2, (3,)):
-        inputs = x, layer.weight, layer.bias
-        assert torch.autograd.gradgradcheck(lambda *args: linear(*args, channels_first), inputs)
+        assert torch.autograd.gradgradcheck(way, (x, layer.weight, layer.bias))
 
 
 @pytest.mark.parametrize("frozen", ["weight", "bias"])
 def test_what_is_frozen_gets_no_gradient(frozen):
     layer, x = Pointwise(6, 4).double(), first_and_last(2, (3,))[0].detach()
     getattr(layer, frozen).requires_grad_(False)
-    layer(x).sum().backward()
+    layer(x.movedim(1, -1)).sum().backward()
     assert {name for name, p in layer.named_parameters() if p.grad is not None} == {"weight", "bias"} - {frozen}
 
 
@@ -65,22 +86,22 @@ def test_gradients_of_each_sample_by_vmap():
     layer, x = Pointwise(6, 4).double(), first_and_last(3, (5,))[0].detach()
 
     def loss(weight, sample):
-        return linear(sample[None], weight, layer.bias).square().sum()
+        return linear(sample[None].mT, weight, layer.bias).square().sum()
 
     each = torch.func.vmap(torch.func.grad(loss), (None, 0))(layer.weight, x)
     for grad, sample in zip(each, x, strict=True):
         assert_close(grad, torch.autograd.grad(loss(layer.weight, sample), layer.weight)[0])
 
 
-@pytest.mark.parametrize("channels_first", [False, True])
-def test_autocast(channels_first):
+@pytest.mark.parametrize("way", WAYS)
+def test_autocast(way, monkeypatch):
     """As F.linear: the output in bfloat16, the gradients in the dtypes of what they are gradients of."""
+    monkeypatch.setattr(pointwise, "_fastest", lambda x: way)
     layer = Pointwise(6, 4)
     grads = []
-    for x in first_and_last(2, (3, 5)):
-        x = x.detach().float().requires_grad_()
+    for x in first_and_last(2, (3, 5), torch.float32):
         with torch.autocast("cpu", torch.bfloat16):
-            y = layer(x, channels_first)
+            y = layer(x.movedim(1, -1))
         assert y.dtype == torch.bfloat16
         grads.append(torch.autograd.grad(y.float().sum(), [x, *layer.parameters()]))
     assert [grad.dtype for grad in grads[0]] == [torch.float32] * 3

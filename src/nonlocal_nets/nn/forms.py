@@ -84,7 +84,7 @@ class Softmax(Function):
         return softmax(query @ key.mT * scale, mask)
 
     def materialised(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-        return self.weights(query, key, mask, scale) @ value
+        return product(self.weights(query, key, mask, scale), value)
 
     def choose(self, sizes: Sizes) -> str:
         n, m, d, v, batch, like, symmetric = sizes
@@ -118,7 +118,7 @@ class Counted(Function):
         return divide_by_count(self.f(query, key), mask)
 
     def materialised(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-        return self.f(query, key) @ (value / _count(key, mask))
+        return product(self.f(query, key), value / _count(key, mask))
 
 
 class DotProduct(Counted):
@@ -133,7 +133,7 @@ class DotProduct(Counted):
         return query @ key.mT
 
     def associative(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
-        return query @ (key.mT @ value / _count(key, mask))
+        return product(query, product(key.mT, value) / _count(key, mask))
 
     def choose(self, sizes: Sizes) -> str:
         if torch.compiler.is_exporting():
@@ -176,6 +176,11 @@ class Concatenation(Counted):
 
     def multiply_adds(self, form: str, n: int, m: int, d: int, v: int) -> int:
         return (n + m) * (d + v) if form == "sorted" else n * m * (d + v)
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a b for (B, N, K) and (B, K, V): (B, N, V), with rows or columns next to each other in memory as b has them."""
+    return a @ b if b.is_contiguous() else (b.mT @ a.mT).mT
 
 
 def softmax(logits: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -4,7 +4,7 @@ Shape suffixes: B batch, S the axes of the positions, N their number, C channels
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -13,20 +13,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nonlocal_nets.nn import functional, grid
-from nonlocal_nets.nn.masking import norm_valid
+from nonlocal_nets.nn.norms import EPS, MOMENTUM, NORMS, normalise
 from nonlocal_nets.nn.pairwise import Pairwise, resolve_pairwise
-from nonlocal_nets.nn.pointwise import Pointwise
+from nonlocal_nets.nn.pointwise import Pointwise, is_channels_last
 
-EPS, MOMENTUM = 1e-5, 0.1  # torch's defaults
-GROUPS = 32  # of a group norm, or the largest divisor of it that divides the channels
-NORMS: dict[str, Callable[[int, float, float], nn.Module]] = {
-    "batch": lambda channels, eps, momentum: nn.BatchNorm1d(channels, eps, momentum),
-    "group": lambda channels, eps, _: nn.GroupNorm(math.gcd(GROUPS, channels), channels, eps),
-    "layer": lambda channels, eps, _: nn.LayerNorm(channels, eps),
-    "none": lambda *_: nn.Identity(),
-}
 POOL_POSITIONS = ("input", "embedding")
-VIEWED = 2**24  # multiply-adds of an embedding from which the block computes in the layout of its input
 
 
 class _Grids(NamedTuple):
@@ -198,59 +189,34 @@ class NonLocalBlock(nn.Module):
     def _embed(self, x: Tensor, mask: Tensor | None, grids: _Grids) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Queries (B, N, D), keys (B, M, D), values (B, M, V) and the mask of the keys (B, M), from x (B, C, *S)."""
         x_BSC = x.movedim(1, -1)
-        pooled = self.pool is not None and self.pool_position == "input"
-        # pooling is faster with channels last, which is worth a copy if no backward pass keeps it or a sample is small
-        if (pooled and not torch.is_grad_enabled()) or not self._is_large(x[:1] if pooled else x):
-            x_BSC = x_BSC.contiguous()
         if mask is not None:  # padding may hold NaN
             x_BSC = x_BSC.masked_fill(~mask[..., None], 0)
-        key_mask = None if mask is None else grid.pool_mask(mask, grids.pool).flatten(1)
         keys_BSC, subsample = x_BSC, None
-        if math.prod(grids.pool) > 1 and self.pool_position == "input":
-            keys_BSC = grid.max_pool(x_BSC, grids.pool, mask)
-        elif math.prod(grids.pool) > 1:
+        if math.prod(grids.pool) > 1:
             subsample = partial(grid.max_pool, pool=grids.pool, mask=mask)
+        if subsample is not None and self.pool_position == "input":
+            keys_BSC, subsample = subsample(x_BSC), None
+        query = self.pairwise.query(self, x_BSC)
         key = self.pairwise.key(self, keys_BSC, subsample)
         value = self.g(keys_BSC)
         if subsample is not None:
             value = subsample(value)
-        query = self.pairwise.query(self, x_BSC)
         query_BND = query.flatten(1, -2)
         key_BMD = query_BND if key is query else key.flatten(1, -2)  # the plain Gaussian's keys are its queries
+        key_mask = None if mask is None else grid.pool_mask(mask, grids.pool).flatten(1)
         return query_BND, key_BMD, value.flatten(1, -2), key_mask
 
-    def _is_large(self, x: Tensor) -> bool:
-        """Whether layers are faster on x as it lies than on a channels-last copy, which the backward pass would keep.
-
-        They are not if a sample is smaller than a weight, or if products take no longer than calls.
-        """
-        if torch.compiler.is_compiling():  # sizes are symbols in an export
-            return False
-        n = math.prod(x.shape[2:])
-        return 2 * n >= self.channels and len(x) * n * self.channels * self.inner_channels >= VIEWED
-
     def _out(self, y: Tensor, valid: Tensor | None, x: Tensor) -> Tensor:
-        """norm(W_z y), (B, N, V) -> (B, C, N), zero at padding, with the statistics of the valid positions.
-
-        The norm's input gets the layout of x, which its incoming gradient has too: on a CPU, the backward pass of batch
-        norm takes ten times as long if the two differ.
-        """
+        """norm(W_z y), (B, N, V) -> (B, C, N), zero at padding, with the statistics of the valid positions."""
         device = y.device.type
         autocast = device != "meta" and torch.is_autocast_enabled(device)
         if autocast and torch.get_autocast_dtype(device) == torch.float16 and y.dtype == torch.float32:
             autocast = False  # sums of the dot product and the concatenation can overflow float16
-        channels_last = x.movedim(1, -1).is_contiguous() and not x.is_contiguous()
-        channels_first = valid is None and not (channels_last or isinstance(self.norm, nn.LayerNorm))
         with functional.autocast(device, autocast):
-            y = y if autocast else y.to(self.out.weight.dtype)
-            u: Tensor = self.out(y, channels_first and self._is_large(x))
-            if valid is not None:
-                return norm_valid(self.norm, u, valid).transpose(1, 2)
-            if isinstance(self.norm, (nn.LayerNorm, nn.Identity)):
-                return self.norm(u).transpose(1, 2)  # type: ignore[no-any-return]
-            if channels_last and isinstance(self.norm, _BatchNorm):
-                return self.norm(u.flatten(0, 1)).view_as(u).transpose(1, 2)  # type: ignore[no-any-return]
-            return self.norm(u.transpose(1, 2).contiguous())  # type: ignore[no-any-return]
+            u_BCN: Tensor = self.out(y if autocast else y.to(self.out.weight.dtype)).mT
+            # in the layout of x, which the gradient of the norm's output has too: on a CPU, the backward pass of batch
+            # norm takes ten times as long if its input has another
+            return normalise(self.norm, u_BCN if is_channels_last(x) else u_BCN.contiguous(), valid)
 
     def _check_input(self, x: Tensor, mask: Tensor | None) -> _Grids:
         if x.ndim < 3 or x.shape[1] != self.channels:

@@ -179,7 +179,7 @@ class Concatenation(_Exact, Embedded):
 
     def key(self, block: Any, x: Tensor, pool: Pool | None) -> Tensor:
         w_key = block.w_f.weight[:, self.inner_channels :]
-        return nn.functional.linear(pool(block.phi(x)), w_key) if pool else _fold(block.phi, x, w_key)
+        return linear(pool(block.phi(x)), w_key) if pool else _fold(block.phi, x, w_key)
 
     def embedding_multiply_adds(self, n: int, m: int, pooled_after: bool) -> int:
         keys = self.inner_channels * (self.channels * n + m) if pooled_after else self.channels * m

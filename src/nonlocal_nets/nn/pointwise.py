@@ -1,24 +1,23 @@
 """Layers that are applied to each position separately."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nonlocal_nets.nn.higher_order import is_transformed
-
-GRADIENTS = 2**20  # entries of a weight's gradient, per sample, that are in memory at a time
+AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 class Pointwise(nn.Linear):
-    """nn.Linear over the channels of (B, *S, C), in the memory layout channels last or channels first.
+    """nn.Linear over the channels of (B, *S, C), whose result has the memory layout of its input.
 
     It also loads the weights of a convolution of size 1, (D, C, 1, ..., 1), which other implementations have.
     """
 
-    def forward(self, x: Tensor, channels_first: bool = False) -> Tensor:
-        return linear(x, self.weight, self.bias, channels_first)
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         if f"{prefix}weight" in state_dict:
@@ -32,60 +31,49 @@ def as_linear(weight: Tensor) -> Tensor:
     return weight.flatten(1) if is_pointwise else weight
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor, channels_first: bool = False) -> Tensor:
-    """F.linear, (B, *S, C) -> (B, *S, D), without a copy of x if it is channels first in memory.
-
-    F.linear copies such an x and keeps the copy for the backward pass, as many bytes as the input of a block.
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """F.linear, (B, *S, C) -> (B, *S, D), in the memory layout of x, channels first or last, of which none is copied.
 
     Args:
-        x: (B, *S, C).
+        x: (B, *S, C); channels first in memory if it is a tensor (B, C, *S) whose axes were moved.
         weight: (D, C).
         bias: (D,).
-        channels_first: the memory layout of the result.
     """
-    plain = torch.compiler.is_compiling() or is_transformed()  # in an export too
-    if plain or (x.is_contiguous() and not channels_first):
-        return F.linear(x, weight, bias)
-    function = _Linear.apply if torch.is_grad_enabled() else _Linear.forward
-    y_BND: Tensor = function(x.flatten(1, -2), weight, bias, channels_first)
-    return torch.unflatten(y_BND, 1, x.shape[1:-1])
+    x_BCN = x.movedim(-1, 1).flatten(2)
+    y_BDN = _fastest(x_BCN)(x_BCN, weight, bias)
+    return torch.unflatten(y_BDN.mT, 1, x.shape[1:-1])
 
 
-class _Linear(torch.autograd.Function):
-    """weight x + bias for each position of (B, N, C).
+def _fastest(x: Tensor) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """The fastest way for (B, C, N), by `python -m benchmarks layers`.
 
-    The gradient of x has the layout of x, so that gradients from elsewhere are added to it without a copy. The gradient
-    of a weight is summed over some samples at a time; autograd would hold one gradient per sample.
+    On a CPU it is a convolution, except that without AVX-512 and with channels last it is a product.
     """
+    last = is_channels_last(x)
+    if x.device.type == "cpu" and (AVX512 or not last):
+        return convolution
+    return rows if last else columns
 
-    generate_vmap_rule = True
 
-    @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor, channels_first: bool) -> Tensor:
-        if channels_first:
-            return torch.baddbmm(bias[:, None], weight.expand(len(x), -1, -1), x.transpose(1, 2)).transpose(1, 2)
-        return torch.baddbmm(bias, x, weight.t().expand(len(x), -1, -1))
+def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """By a convolution of size 1, over two axes: over one, torch would not see that channels are last."""
+    batch, channels, n = x.shape
+    # not by unsqueeze, which leaves a single sample a stride by which torch would not see it either
+    x_BC1N = x.mT.view(batch, 1, n, channels).movedim(-1, 1) if is_channels_last(x) else x.unsqueeze(2)
+    return F.conv2d(x_BC1N, weight[:, :, None, None], bias).squeeze(2)
 
-    @staticmethod
-    def setup_context(
-        ctx: torch.autograd.function.FunctionCtx, inputs: tuple[Tensor, Tensor, Tensor, bool], output: Tensor
-    ) -> None:
-        ctx.save_for_backward(*inputs[:2])
 
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
-        x, weight = ctx.saved_tensors
-        dx = dw = None
-        if ctx.needs_input_grad[0]:
-            w = weight.to(dy.dtype).expand(len(x), -1, -1)
-            if x.is_contiguous():
-                dx = torch.bmm(dy, w)
-            else:
-                dx = torch.bmm(w.transpose(1, 2), dy.transpose(1, 2)).transpose(1, 2)
-        if ctx.needs_input_grad[1]:
-            samples = max(1, GRADIENTS // weight.numel())
-            for some_dy, some_x in zip(torch.split(dy, samples), torch.split(x, samples), strict=True):
-                each = torch.bmm(some_dy.transpose(1, 2), some_x.to(dy.dtype))
-                some = each[0] if len(each) == 1 else each.sum(0)
-                dw = some if dw is None else dw + some
-        return dx, dw, dy.sum((0, 1)) if ctx.needs_input_grad[2] else None, None
+def rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """By a product of x^T, for channels last."""
+    return F.linear(x.mT, weight, bias).mT
+
+
+def columns(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """By a product of x, for channels first, of which F.linear would keep a copy."""
+    weights = weight.expand(len(x), -1, -1)
+    return torch.bmm(weights, x) if bias is None else torch.baddbmm(bias[:, None], weights, x)
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """Whether the channels of a position of (B, C, *S) are next to each other in memory, and the next one follows."""
+    return x.movedim(1, -1).is_contiguous() and not x.is_contiguous()

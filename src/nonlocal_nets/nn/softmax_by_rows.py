@@ -38,7 +38,8 @@ class _SoftmaxByRows(torch.autograd.Function):
         n, m = q.shape[1], k.shape[1]
         p_BNM = q.new_empty(len(q), n, m) if keep else None
         row_buffer = q.new_empty(0 if keep else _height(n, m), m)
-        y = q.new_empty(*q.shape[:2], v.shape[2])
+        shape = len(q), n, v.shape[2]
+        y = q.new_empty(shape) if v.is_contiguous() else q.new_empty(shape[0], shape[2], n).mT  # in the layout of v
         least = torch.finfo(q.dtype).tiny ** (2 / 3)  # against denormal numbers, see tiled_softmax._exp
         for b, rows in _rows(q, k):
             p = row_buffer[: rows.stop - rows.start] if p_BNM is None else p_BNM[b, rows]

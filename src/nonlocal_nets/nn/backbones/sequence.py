@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from nonlocal_nets.nn.masking import norm_valid
+from nonlocal_nets.nn.norms import norm_valid
 
 BACKBONES = ("signal_resnet", "token_resnet")
 

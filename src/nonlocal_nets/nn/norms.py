@@ -1,8 +1,39 @@
-"""Normalisation of padded sequences, images or clips."""
+"""Normalisation after W_z, and of padded sequences, images or clips: which norms there are, and how each is applied."""
+
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from nonlocal_nets.nn.pointwise import is_channels_last
+
+EPS, MOMENTUM = 1e-5, 0.1  # torch's defaults
+GROUPS = 32  # of a group norm, or the largest divisor of it that divides the channels
+NORMS: dict[str, Callable[[int, float, float], nn.Module]] = {
+    "batch": lambda channels, eps, momentum: nn.BatchNorm1d(channels, eps, momentum),
+    "group": lambda channels, eps, _: nn.GroupNorm(math.gcd(GROUPS, channels), channels, eps),
+    "layer": lambda channels, eps, _: nn.LayerNorm(channels, eps),
+    "none": lambda *_: nn.Identity(),
+}
+
+
+def normalise(norm: nn.Module, u: Tensor, valid: Tensor | None = None) -> Tensor:
+    """`norm` of (B, C, N), in the memory layout of u.
+
+    Args:
+        norm: one of `NORMS`.
+        u: (B, C, N).
+        valid: bool (B, N): the positions that are normalised, see `norm_valid`. None: all.
+    """
+    if valid is not None:
+        return norm_valid(norm, u.mT, valid).mT
+    if isinstance(norm, nn.LayerNorm):
+        return norm(u.mT).mT  # type: ignore[no-any-return]
+    if isinstance(norm, _BatchNorm) and is_channels_last(u):  # of three axes, torch would copy it
+        return norm(u.mT.flatten(0, 1)).view_as(u.mT).mT  # type: ignore[no-any-return]
+    return norm(u)  # type: ignore[no-any-return]
 
 
 def norm_valid(norm: nn.Module, u_BNC: Tensor, valid_BN: Tensor) -> Tensor:
