@@ -1,4 +1,4 @@
-"""Table "layers": the block beside the same equation in plain convolutions, and the ways to compute one of its layers."""
+"""Table "layers": the block beside the same equation in plain convolutions, and three ways to compute its layers."""
 
 from collections.abc import Callable
 
@@ -14,7 +14,7 @@ FUNCTIONS = ("embedded_gaussian", "dot_product", "gaussian")
 
 
 def table(target: Target, seconds: float = 2.0) -> str:
-    """A row per shape and memory layout; forward + backward of the block, the forward pass of a layer."""
+    """A row per shape and memory layout, forward + backward."""
     head = ["input", "channels", *(f"{name}, plain" for name in FUNCTIONS), "layer: rows", "layer: columns", "chosen"]
     rows = [_row(shape, last, seconds, target) for shape in SHAPES for last in (False, True)]
     return markdown(head, rows)
@@ -30,11 +30,11 @@ def _row(shape: tuple[int, ...], last: bool, seconds: float, target: Target) -> 
         calls = {"ours": _on(block, last), "plain": _on(Plain(block), last)}
         times = in_turn(calls, drawn, seconds, target=target)
         cells.append(str(ratio(times["plain"], times["ours"])))
-    weight, bias = target.random((channels // 2, channels)), target.random((channels // 2,))
+    weight, bias = (target.random((channels // 2, *more)).requires_grad_() for more in ((channels,), ()))
     ways = {way.__name__: way for way in (pointwise.convolution, pointwise.rows, pointwise.columns)}
     layers: dict[str, Call] = {name: _layer(way, weight, bias, last) for name, way in ways.items()}
     times = in_turn(layers, drawn, seconds, target=target)
-    chosen = pointwise._fastest(_moved(target.random(drawn), last).flatten(2)).__name__
+    chosen = pointwise._fastest(_moved(target.random(drawn), last).flatten(2), weight).__name__
     others = [str(ratio(times[name], times["convolution"])) for name in ("rows", "columns")]
     return [str(shape), "last" if last else "first", *cells, *others, chosen]
 
@@ -50,4 +50,5 @@ def _on(module: torch.nn.Module, last: bool) -> Call:
 
 
 def _layer(way: Callable[[Tensor, Tensor, Tensor | None], Tensor], weight: Tensor, bias: Tensor, last: bool) -> Call:
-    return torch.no_grad()(lambda x: way(_moved(x, last).flatten(2), weight, bias))
+    step = MODES["forward + backward"](lambda x: way(x.flatten(2), weight, bias))
+    return lambda x: step(_moved(x, last))

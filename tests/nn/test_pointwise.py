@@ -22,7 +22,7 @@ def first_and_last(batch, size, dtype=torch.float64):
 def test_equals_linear_in_all_layouts(batch, size, way, monkeypatch):
     layer, plain = Pointwise(6, 4).double(), torch.nn.Linear(6, 4).double()
     plain.load_state_dict(layer.state_dict())
-    monkeypatch.setattr(pointwise, "_fastest", lambda x: way)
+    monkeypatch.setattr(pointwise, "_fastest", lambda *_: way)
     for x in first_and_last(batch, size):
         expected = plain(x.movedim(1, -1))
         upstream = torch.randn_like(expected)
@@ -59,12 +59,13 @@ def test_keeps_the_input_itself(way):
 
 
 def test_the_way_is_that_of_the_layout_and_the_machine(monkeypatch):
+    """Of the layout, the device, the processor, and of how many positions there are for the width of the result."""
     first, last = (x.flatten(2) for x in first_and_last(2, (3, 5)))
-    on_another = [x.to("meta") for x in (first, last)]
-    for avx512, ways in ((False, [convolution, rows]), (True, [convolution, convolution])):
+    narrow, wide = torch.zeros(3, 6), torch.zeros(4, 6)
+    for avx512, ways in ((False, [columns, convolution, rows, rows]), (True, [convolution] * 4)):
         monkeypatch.setattr(pointwise, "AVX512", avx512)
-        assert [pointwise._fastest(x) for x in (first, last)] == ways
-        assert [pointwise._fastest(x) for x in on_another] == [columns, rows]
+        assert [pointwise._fastest(x, weight) for x in (first, last) for weight in (narrow, wide)] == ways
+        assert [pointwise._fastest(x.to("meta"), wide) for x in (first, last)] == [columns, rows]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -96,7 +97,7 @@ def test_gradients_of_each_sample_by_vmap():
 @pytest.mark.parametrize("way", WAYS)
 def test_autocast(way, monkeypatch):
     """As F.linear: the output in bfloat16, the gradients in the dtypes of what they are gradients of."""
-    monkeypatch.setattr(pointwise, "_fastest", lambda x: way)
+    monkeypatch.setattr(pointwise, "_fastest", lambda *_: way)
     layer = Pointwise(6, 4)
     grads = []
     for x in first_and_last(2, (3, 5), torch.float32):

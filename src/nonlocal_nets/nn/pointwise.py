@@ -40,19 +40,21 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         bias: (D,).
     """
     x_BCN = x.movedim(-1, 1).flatten(2)
-    y_BDN = _fastest(x_BCN)(x_BCN, weight, bias)
+    y_BDN = _fastest(x_BCN, weight)(x_BCN, weight, bias)
     return torch.unflatten(y_BDN.mT, 1, x.shape[1:-1])
 
 
-def _fastest(x: Tensor) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    """The fastest way for (B, C, N), by `python -m benchmarks layers`.
-
-    On a CPU it is a convolution, except that without AVX-512 and with channels last it is a product.
+def _fastest(x: Tensor, weight: Tensor) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """The fastest way for (B, C, N), by `python -m benchmarks layers`: a convolution where a CPU has AVX-512, or else a
+    product, unless the gradients of the weight, one a sample, would not be small beside the samples.
     """
-    last = is_channels_last(x)
-    if x.device.type == "cpu" and (AVX512 or not last):
+    on_a_cpu = x.device.type == "cpu"
+    if on_a_cpu and AVX512:
         return convolution
-    return rows if last else columns
+    if is_channels_last(x):
+        return rows
+    few = on_a_cpu and (torch.compiler.is_compiling() or x.shape[2] < 4 * len(weight))  # sizes may be symbols
+    return convolution if few else columns
 
 
 def convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
