@@ -89,3 +89,19 @@ def test_a_network_with_blocks_is_exported():
     exported = torch.export.export(network, (torch.randn(2, 3, 8, 8),)).module()
     x = torch.randn(2, 3, 8, 8)
     torch.testing.assert_close(exported(x), network(x))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # of python numbers in a trace of one size
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace.*` is deprecated")
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("size", [(4, 5), (70, 70)])
+@pytest.mark.parametrize("pairwise", PAIRWISE)
+def test_jit_trace_passes_its_own_check_with_gradients(pairwise, size, channels_last):
+    block = randomise(NonLocalBlock(6, pairwise=pairwise, pool=2)).double()
+    x = torch.randn(1, 6, *size, dtype=torch.float64)
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    traced = torch.jit.trace(block.eval(), x.requires_grad_())
+    (expected,) = torch.autograd.grad(block(x).square().sum(), x)
+    (got,) = torch.autograd.grad(traced(x).square().sum(), x)
+    torch.testing.assert_close(traced(x), block(x))
+    torch.testing.assert_close(got, expected)

@@ -428,9 +428,10 @@ ODD = "; insertion points: body, body.0, body.1"
         ({"layer9": 1}, "no stage 'layer9' in Odd" + ODD),
         (["conv", "layer9"], "no module 'layer9' in Odd" + ODD),
         ("paper-5", "no stage 'layer2' in Odd" + ODD),
-        ({"body": 3}, "3 blocks do not fit into 'body', which has 2 residual blocks or layers" + ODD),
-        ({"body": -1}, "-1 blocks do not fit into 'body', which has 2 residual blocks or layers" + ODD),
-        ({"conv": 1}, "1 blocks do not fit into 'conv', which has 0 residual blocks or layers" + ODD),
+        ({"body": 2}, "2 blocks do not fit into 'body', which has 1 residual block" + ODD),
+        ({"body": -1}, "-1 blocks do not fit into 'body', which has 1 residual block" + ODD),
+        ({"": 2}, "2 blocks do not fit into '', which has 1 residual block" + ODD),
+        ({"": 1}, "'' is not an insertion point: it returns (2, 3), not a floating-point (B, C, *S) tensor" + ODD),
         (
             "fc",
             "'fc' is not an insertion point: it returns (2, 3), not a floating-point (B, C, *S) tensor" + ODD,
@@ -589,10 +590,10 @@ class Staged(nn.Module):
     class Stage(nn.Module):
         def __init__(self):
             super().__init__()
-            self.one, self.two = nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1)
+            self.one, self.two = (nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()) for _ in range(2))
 
         def forward(self, x):
-            return self.two(self.one(x).relu())
+            return self.two(self.one(x))
 
     def __init__(self):
         super().__init__()
@@ -608,9 +609,9 @@ def test_a_block_is_not_a_unit_of_its_stage():
     insert(model, "stage", example=x)
     with pytest.raises(ValueError, match="3 blocks do not fit into 'stage', which has 2 residual blocks"):
         insert(model, {"stage": 3}, example=x)
-    assert list(insert(model, {"stage": 1}, example=x)) == ["stage.one.non_local"]
+    assert list(insert(model, {"stage": 1}, example=x)) == ["stage.one.1.non_local"]
     remove(model)
-    assert list(insert(model, {"stage": 2}, example=x)) == ["stage.one.non_local", "stage.two.non_local"]
+    assert list(insert(model, {"stage": 2}, example=x)) == ["stage.one.1.non_local", "stage.two.1.non_local"]
 
 
 class Own(nn.Module):
@@ -762,3 +763,240 @@ def test_a_host_that_is_called_with_a_mask_passes_it_on():
     assert hooks(model) == hooks_before
     assert not any(module._forward_hooks_with_kwargs for module in model.modules())
     assert torch.equal(model(x, mask=mask), expected)
+
+
+# --- stages, axes, wrappers, examples ---------------------------------------------------------------------------------
+
+
+class Branches(nn.Module):
+    """Two branches side by side, each with layers of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = (nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()) for _ in range(2))
+
+    def forward(self, x):
+        return self.one(x) + self.two(x)
+
+
+class Shortcut(nn.Module):
+    """A residual block, of which one child has layers of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.downsample = nn.Conv2d(3, 3, 1), nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+
+    def forward(self, x):
+        return self.conv(x) + self.downsample(x)
+
+
+@pytest.mark.parametrize(
+    ("stage", "last"),
+    [
+        (Branches, "0"),
+        (Shortcut, "0"),
+        (lambda: nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.ReLU()), "0.2"),
+    ],
+)
+def test_what_is_no_row_of_residual_blocks_is_a_single_one(stage, last):
+    model = nn.Sequential(stage(), nn.Flatten(), nn.Linear(75, 2), nn.LogSoftmax(1))
+    x = torch.randn(2, 3, 5, 5)
+    assert list(insert(model, {"0": 1}, example=x)) == [f"{last}.non_local"]
+    remove(model)
+    line = "2 blocks do not fit into '0', which has 1 residual block; insertion points: 0"
+    with pytest.raises(ValueError, match=line):
+        insert(model, {"0": 2}, example=x)
+    with pytest.raises(ValueError, match="2 blocks do not fit into '', which has 1 residual block"):
+        insert(model, {"": 2}, example=x)
+
+
+class Parts(nn.Module):
+    """Networks under names."""
+
+    def __init__(self, **parts):
+        super().__init__()
+        for name, part in parts.items():
+            self.add_module(name, part)
+
+    def forward(self, x):
+        for part in self.children():
+            part(x)
+
+
+def test_presets_find_their_stages_in_a_part_of_a_model(resnet18):
+    x = torch.randn(1, 3, 64, 64)
+    inner = Parts(body=copy.deepcopy(resnet18))
+    assert list(insert(Parts(backbone=inner), "paper-1", example=x)) == ["backbone.body.layer3.0.non_local"]
+    remove(inner)
+    line = "2 stages for 'paper-1', left.body.layer3, right.layer3; name those of one, as in {'left.body.layer3': 1}; "
+    with pytest.raises(ValueError, match=re.escape(line)):
+        insert(Parts(left=inner, right=copy.deepcopy(resnet18)), "paper-1", example=x)
+    convnext = timm.create_model("convnext_atto", num_classes=2)
+    with pytest.raises(ValueError, match=r"no stage 'layer2' in ConvNeXt, but stages, stages\.0, .*insertion points: "):
+        insert(convnext, "paper-5", example=x)
+
+
+class Tokens(nn.Module):
+    """Channels last: (B, 2, 3, C) or, as tokens, (B, 7, C)."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.body = nn.Sequential(nn.Linear(channels, channels), nn.GELU())
+
+    def forward(self, x):
+        return self.body(self.norm(x))
+
+
+@pytest.mark.parametrize(("size", "prefix"), [((2, 3), 0), ((7,), 0), ((7,), 1), ((7,), 2)])
+def test_channels_last_and_tokens_before_the_positions(size, prefix):
+    model, x = Tokens(5).eval(), torch.randn(4, *size, 5)
+    shape = (4, *size, 5)
+    advice = "give channels_axis=-1" + (
+        ", and prefix_tokens=1 where a class token comes first" if len(size) == 1 else ""
+    )
+    line = f"the channels of 'body.1' come last, {shape}: {advice}"
+    with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
+        insert(model, "body", example=x)
+    expected = model(x)
+    (row,) = insert(model, "body", example=x, channels_axis=-1, prefix_tokens=prefix).rows
+    assert row.shape == (5, size[0] - prefix, *size[1:])
+    assert torch.equal(model(x), expected)
+    got = wake(model)(x)
+    z = blocks(model)["body.1.non_local"](expected.movedim(-1, 1)[:, :, prefix:]).movedim(1, -1)
+    torch.testing.assert_close(got, torch.cat([expected[:, :prefix], z], 1))
+    assert not torch.allclose(got[:, prefix:], expected[:, prefix:])
+    assert torch.equal(copy.deepcopy(model)(x), got)
+    assert torch.equal(remove(model)(x), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"channels_axis": 0}, "channels_axis must be an axis of 'body.1', (4, 7, 5), after the first; got 0"),
+        ({"channels_axis": 3}, "channels_axis must be an axis of 'body.1', (4, 7, 5), after the first; got 3"),
+        (
+            {"channels_axis": -1, "prefix_tokens": 7},
+            "prefix_tokens must be fewer than the tokens (B, N, C) of 'body.1', (4, 7, 5), got 7 with channels_axis=-1",
+        ),
+    ],
+)
+def test_axes_and_tokens_that_there_are_not(options, message):
+    model, x = Tokens(5), torch.randn(4, 7, 5)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        insert(model, "body", example=x, **options)
+    assert blocks(model) == {}
+
+
+def test_channels_first_are_not_last(resnet18):
+    line = "the channels of 'layer2.1' are in axis 1, (1, 128, 8, 8), not in channels_axis=-1"
+    with pytest.raises(ValueError, match=re.escape(line)):
+        insert(copy.deepcopy(resnet18), "layer2", example=torch.randn(1, 3, 64, 64), channels_axis=-1)
+
+
+def test_a_mask_goes_without_the_tokens_before_the_positions():
+    class Masked(Tokens):
+        def forward(self, x, mask=None):
+            return super().forward(x)
+
+    host = Masked(5).eval()
+    model = Parts(host=host)
+    model.forward = lambda x, mask=None: host(x, mask=mask)
+    x, mask = torch.randn(2, 7, 5), torch.arange(7).expand(2, -1) < 5
+    insert(model, "host", example=x, channels_axis=-1, prefix_tokens=1)
+    wake(model)
+    other = x.clone()
+    other[:, 5:] = 9.0
+    assert torch.equal(model(x, mask)[:, :5], model(other, mask)[:, :5])
+    assert not torch.equal(model(x)[:, 1:5], model(other)[:, 1:5])
+
+
+@pytest.fixture
+def group(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/group", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+def conv():
+    return nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+
+
+def sharded():
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    return fully_shard(conv(), mesh=init_device_mesh("cpu", (1,)))
+
+
+def compiled_in_place():
+    model = conv()
+    model.compile(backend="eager")
+    return model
+
+
+@pytest.mark.usefixtures("group")
+@pytest.mark.parametrize(
+    ("wrap", "kind"),
+    [
+        (lambda: nn.parallel.DistributedDataParallel(conv()), "DistributedDataParallel"),
+        (lambda: nn.DataParallel(conv()), "DataParallel"),
+        (sharded, "FSDPModule"),
+        (lambda: torch.compile(conv(), backend="eager"), "OptimizedModule"),
+        (compiled_in_place, "compiled"),
+        (lambda: Parts(net=torch.compile(conv(), backend="eager")), "OptimizedModule"),
+    ],
+)
+def test_a_wrapped_or_compiled_model_is_refused(wrap, kind):
+    model = wrap()
+    name = next(name for name, _ in model.named_modules() if name.endswith("0"))
+    with pytest.raises(ValueError, match=f"before it is wrapped or compiled: .* is {kind}, and would ignore them"):
+        insert(model, name, example=torch.randn(1, 3, 8, 8))
+    assert blocks(model) == {}
+
+
+class Two(nn.Module):
+    """Two inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def forward(self, a, b):
+        return self.conv(a + b)
+
+
+class Listed(Two):
+    """A list of inputs, as a detector's."""
+
+    def forward(self, images):
+        return super().forward(images[0][None], images[1][None])
+
+
+@pytest.mark.parametrize(
+    ("model", "example"),
+    [
+        (Two, lambda a, b: (a, b)),
+        (Two, lambda a, b: [a, b]),
+        (Two, lambda a, b: {"b": b, "a": a}),
+        (Listed, lambda a, b: [a[0], b[0]]),
+        (Listed, lambda a, b: ([a[0], b[0]],)),
+        (conv, lambda a, b: (a,)),
+    ],
+)
+def test_examples_of_several_inputs(model, example):
+    model = model()
+    name = next(name for name, _ in model.named_modules() if name)
+    given = example(torch.randn(1, 3, 5, 5), torch.randn(1, 3, 5, 5))
+    assert insertion_points(model, given) == (["0", "1"] if isinstance(model, nn.Sequential) else [])
+    (row,) = insert(model, name, example=given).rows
+    assert row.shape[0] == 4
+
+
+def test_fx_takes_a_block_for_a_single_step(resnet18):
+    model, x = copy.deepcopy(resnet18), torch.randn(2, 3, 64, 64)
+    names = list(insert(model, {"layer2": 1, "layer3": 2}, example=x))
+    wake(model)
+    graph = torch.fx.symbolic_trace(model)
+    assert [str(node.target) for node in graph.graph.nodes if node.op == "call_module" and "non" in node.name] == names
+    assert torch.equal(graph(x), model(x))

@@ -6,6 +6,7 @@ from nonlocal_nets.nn.inflate import inflate, inflate_weights
 from nonlocal_nets.nn.insert import blocks, insert, remove
 from nonlocal_nets.nn.insertion_points import PRESETS, insertion_points
 from nonlocal_nets.nn.nonlocal_block import NonLocalBlock
+from nonlocal_nets.nn.norms import freeze_batch_norms
 from nonlocal_nets.nn.pairwise import (
     PAIRWISE,
     Concatenation,
@@ -27,6 +28,7 @@ __all__ = [
     "NonLocalBlock",
     "Pairwise",
     "blocks",
+    "freeze_batch_norms",
     "functional",
     "inflate",
     "inflate_weights",

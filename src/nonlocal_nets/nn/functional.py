@@ -72,7 +72,7 @@ def nonlocal_operation(
         ValueError: an unknown function or form, or shapes that do not fit.
     """
     function = _check(pairwise, query, key, value, mask, scale, weight)
-    if form is None and is_transformed():
+    if form is None and (is_transformed() or torch._C._get_tracing_state()):
         form = function.plain
     elif form is None:
         sizes = query.shape[1], key.shape[1], key.shape[2], value.shape[2], query.shape[0]

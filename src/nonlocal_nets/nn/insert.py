@@ -7,14 +7,26 @@ called with the keyword argument `mask`, bool (B, *S), True at the valid positio
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from nonlocal_nets.nn.insertion_points import CHILD, At, check_point, refusal, resolve, trace
+from nonlocal_nets.nn.insertion_points import CHILD, At, check_axis, check_point, refusal, resolve
 from nonlocal_nets.nn.nonlocal_block import NonLocalBlock
+from nonlocal_nets.nn.trace import Example, Trace, tensors_of, trace
 
 __all__ = ["At", "Inserted", "Report", "blocks", "insert", "remove"]
+
+WRAPPERS = {  # classes of models, or of parts of them, that blocks would not become a part of
+    "DataParallel",
+    "DistributedDataParallel",
+    "FSDPModule",
+    "FullyShardedDataParallel",
+    "OptimizedModule",
+    "ScriptModule",
+}
 
 
 @dataclass(frozen=True)
@@ -51,19 +63,33 @@ class Report(list[str]):
         return "\n".join(lines)
 
 
-def insert(model: nn.Module, at: At, *, example: Tensor, **block_kwargs: Any) -> Report:
+def insert(
+    model: nn.Module,
+    at: At,
+    *,
+    example: Example,
+    channels_axis: int = 1,
+    prefix_tokens: int = 0,
+    **block_kwargs: Any,
+) -> Report:
     """Insert non-local blocks into `model`, in place. Its outputs do not change until the blocks have learned.
 
     Args:
-        model: any model. It is run on the example in eval mode and without gradients, before and after the insertion:
-            on the meta device, by a copy, unless the model looks at values.
+        model: any model that is not wrapped for several devices or compiled yet. It is run on the example in eval mode
+            and without gradients, before and after the insertion: on the meta device, by a copy, unless the model looks
+            at values.
         at: a preset ("paper-1", "paper-5", "paper-10"), the name of the module after which a block goes, several such
             names, or the number of blocks per stage, as in {"layer2": 2, "layer3": 3}. Within a stage blocks are
             distributed as in the paper: a single one goes before the last residual block, several go after every
-            second (third, ...) residual block. In a stage with fewer residual blocks than a preset has blocks, each one
-            is followed by a block.
-        example: an input of any batch size, from which the channels and sizes at the insertion points are found. (Axis
-            1 is taken for the channels: a transformer's tokens (B, N, C) look like a sequence (B, C, L).)
+            second (third, ...) residual block. So "layer3" is after that stage, and {"layer3": 1} within it. The stages
+            of a preset may be in a part of the model, such as `backbone`; in one with fewer residual blocks than a
+            preset has blocks, each one is followed by a block.
+        example: an input of any batch size, from which the channels and sizes at the insertion points are found: a
+            tensor, a tuple of arguments or a dict of them by name, or a list, such as a detector's of images.
+        channels_axis: the axis of the channels in the outputs: -1 for transformers and others with channels last,
+            (B, *S, C). A block sees these as (B, C, *S).
+        prefix_tokens: so many tokens come before the positions in outputs (B, N, C), such as a class token. They are
+            left as they are, and no position attends to them.
         **block_kwargs: passed to `NonLocalBlock`.
 
     Returns:
@@ -71,34 +97,39 @@ def insert(model: nn.Module, at: At, *, example: Tensor, **block_kwargs: Any) ->
 
     Raises:
         ValueError: nothing to insert, a name that is not an insertion point (see `insertion_points`), more blocks than
-            a stage has residual blocks, a module that does not return one (B, C, *S) tensor per forward pass, or an
-            argument that `NonLocalBlock` refuses. The model is then unchanged.
+            a stage has residual blocks, a module that does not return one (B, C, *S) tensor per forward pass, channels
+            that are in another axis, a model that is wrapped or compiled, or an argument that `NonLocalBlock` refuses.
+            The model is then unchanged.
     """
-    outputs, failure = trace(model, example)
+    _check_not_wrapped(model)
+    calls, failure = trace(model, example)
     if failure:
         raise failure
-    names = resolve(model, at, outputs)
+    names = resolve(model, at, calls)
     if not names:
-        raise refusal(f"nothing to insert at {at!r}", model, outputs)
-    made = {}
+        raise refusal(f"nothing to insert at {at!r}", model, calls)
+    made, sizes = {}, {}
     for name in names:
-        output = check_point(model, name, outputs)
-        block = NonLocalBlock(output.shape[1], **block_kwargs)
-        block.multiply_adds(output.shape[2:])  # raises if pool or window do not fit, before anything is changed
-        device = next(model.parameters(), example).device if output.is_meta else output.device
+        output = check_point(model, name, calls)
+        check_axis(model, name, output, channels_axis)
+        x = _positions(output, channels_axis, prefix_tokens, name)
+        block = NonLocalBlock(x.shape[1], **block_kwargs)
+        block.multiply_adds(x.shape[2:])  # raises if pool or window do not fit, before anything is changed
+        device = next(model.parameters(), tensors_of(example)[0]).device if output.is_meta else output.device
         made[name] = block.to(device, output.dtype).train(model.get_submodule(name).training)
+        sizes[name] = tuple(x.shape[1:])
     model_parameters = sum(p.numel() for p in model.parameters())
+    hook = partial(_apply, channels_axis=channels_axis, prefix_tokens=prefix_tokens)
     for name, block in made.items():
         host = model.get_submodule(name)
         host.add_module(CHILD, block)
-        host.register_forward_hook(_apply, with_kwargs=True)
-    _check_runs(model, example, made, outputs)
+        host.register_forward_hook(hook, with_kwargs=True)
+    _check_runs(model, example, made, calls)
     rows = []
     for name, block in made.items():
-        shape = tuple(outputs[name][0].shape[1:])
-        costs = (block.multiply_adds(shape[1:]), block.map_size(shape[1:]))
+        costs = block.multiply_adds(sizes[name][1:]), block.map_size(sizes[name][1:])
         parameters = sum(p.numel() for p in block.parameters())
-        rows.append(Inserted(_child(name), shape, parameters, *costs))
+        rows.append(Inserted(_child(name), sizes[name], parameters, *costs))
     return Report(rows, model_parameters)
 
 
@@ -114,21 +145,54 @@ def blocks(model: nn.Module) -> dict[str, NonLocalBlock]:
     return {name: module for name, module in model.named_modules() if isinstance(module, NonLocalBlock)}
 
 
-def _apply(host: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor) -> Tensor:
+def _apply(
+    host: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    output: Tensor,
+    channels_axis: int = 1,
+    prefix_tokens: int = 0,
+) -> Tensor:
     """The forward hook. It finds its block by name and is no closure, so that models can be copied and pickled."""
-    z: Tensor = host.get_submodule(CHILD)(output, mask=kwargs.get("mask"))
-    return z
+    block, mask = host.get_submodule(CHILD), kwargs.get("mask")
+    if channels_axis == 1 and not prefix_tokens:
+        return block(output, mask=mask)  # type: ignore[no-any-return]
+    x = output.movedim(channels_axis, 1)
+    z = block(x[:, :, prefix_tokens:], mask=None if mask is None else mask[:, prefix_tokens:])
+    return torch.cat([x[:, :, :prefix_tokens], z], 2).movedim(1, channels_axis)
+
+
+def _positions(output: Tensor, channels_axis: int, prefix_tokens: int, name: str) -> Tensor:
+    """What a block gets of the output of its host.
+
+    Raises:
+        ValueError: an axis or a number of tokens that the output does not have.
+    """
+    shape = tuple(output.shape)
+    x = output.movedim(channels_axis, 1)
+    if prefix_tokens < 0 or (prefix_tokens and not (x.ndim == 3 and prefix_tokens < x.shape[2])):
+        accepted = f"fewer than the tokens (B, N, C) of {name!r}, {shape}"
+        raise ValueError(f"prefix_tokens must be {accepted}, got {prefix_tokens} with channels_axis={channels_axis}")
+    return x[:, :, prefix_tokens:]
+
+
+def _check_not_wrapped(model: nn.Module) -> None:
+    """Raise a ValueError for a model that is, or holds, one that is wrapped for several devices or compiled."""
+    for name, module in model.named_modules():
+        kinds = [kind.__name__ for kind in type(module).__mro__ if kind.__name__ in WRAPPERS]
+        kinds += ["compiled"] if module._compiled_call_impl is not None else []
+        if kinds:
+            what = f"{name!r} is {kinds[0]}" if name else f"this one is {kinds[0]}"
+            raise ValueError(f"blocks go into a model before it is wrapped or compiled: {what}, and would ignore them")
 
 
 def _remove_from(host: nn.Module) -> None:
-    for key in [key for key, hook in host._forward_hooks.items() if hook is _apply]:
+    for key in [key for key, hook in host._forward_hooks.items() if getattr(hook, "func", None) is _apply]:
         del host._forward_hooks[key], host._forward_hooks_with_kwargs[key]
         delattr(host, CHILD)
 
 
-def _check_runs(
-    model: nn.Module, example: Tensor, made: Mapping[str, NonLocalBlock], outputs: dict[str, list[Any]]
-) -> None:
+def _check_runs(model: nn.Module, example: Example, made: Mapping[str, NonLocalBlock], calls: Trace) -> None:
     """Remove the blocks and raise unless each runs once: a module that loops over its children runs its block twice."""
     after, failure = trace(model, example)
     wrong = [name for name in made if len(after.get(_child(name), [])) != 1]
@@ -139,7 +203,7 @@ def _check_runs(
     name = (wrong or list(made))[0]
     children = [f"{name}.{child}".removeprefix(".") for child, _ in model.get_submodule(name).named_children()]
     reason = f"{name!r} is not an insertion point: it loops over its children, and would run the block as one of them"
-    raise refusal(reason, model, outputs, children) from failure
+    raise refusal(reason, model, calls, children) from failure
 
 
 def _child(name: str) -> str:

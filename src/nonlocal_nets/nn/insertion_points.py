@@ -1,15 +1,12 @@
 """Where non-local blocks can go in a model: after modules that return one tensor (B, C, *S) per forward pass."""
 
-import copy
 import difflib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from nonlocal_nets.nn.messages import shorten
+from nonlocal_nets.nn.trace import Call, Example, Trace, trace
 
 CHILD = "non_local"  # the name of a block in the module after which it runs
 LONGEST_MESSAGE = 300  # characters of an error
@@ -22,37 +19,38 @@ PRESETS = {  # number of blocks per stage: in res3 and res4 of a ResNet of any d
 At = str | Sequence[str] | Mapping[str, int]
 
 
-def insertion_points(model: nn.Module, example: Tensor) -> list[str]:
+def insertion_points(model: nn.Module, example: Example) -> list[str]:
     """The modules after which `insert` can put a block: stages, residual blocks and the steps of an nn.Sequential.
 
     Layers inside of these are not listed, although most of them can be named too.
 
     Args:
         model: any model.
-        example: an input of any batch size.
+        example: an input of any batch size, as for `insert`.
 
     Returns:
         Names of modules, in the order of the model.
     """
-    outputs, failure = trace(model, example)
+    calls, failure = trace(model, example)
     if failure:
         raise failure
-    return _points(model, outputs)
+    return _points(model, calls)
 
 
-def resolve(model: nn.Module, at: At, outputs: dict[str, list[Any]]) -> list[str]:
+def resolve(model: nn.Module, at: At, calls: Trace) -> list[str]:
     """The modules after which a block goes, in the order of the model."""
-    preset = isinstance(at, str) and at in PRESETS
-    if preset:
-        at = PRESETS[str(at)]
+    preset = at if isinstance(at, str) and at in PRESETS else None
+    if preset is not None:
+        prefix = _prefix(model, preset, calls)
+        at = {f"{prefix}{stage}": count for stage, count in PRESETS[preset].items()}
     if isinstance(at, Mapping):
-        names = [name for stage, count in at.items() for name in _spread(model, stage, count, preset, outputs)]
+        names = [name for stage, n in at.items() for name in _spread(model, stage, n, preset is not None, calls)]
     else:
         names = [at] if isinstance(at, str) else list(at)
     modules = dict(model.named_modules())
     for name in names:
         if name not in modules:
-            raise refusal(f"no module {name!r} in {type(model).__name__}", model, outputs, _nearest(name, modules))
+            raise refusal(f"no module {name!r} in {type(model).__name__}", model, calls, _nearest(name, modules))
     names = [_last(modules[name], name) for name in names]
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -60,23 +58,58 @@ def resolve(model: nn.Module, at: At, outputs: dict[str, list[Any]]) -> list[str
     return [name for name in modules if name in names]
 
 
-def _spread(model: nn.Module, stage: str, count: int, preset: bool, outputs: dict[str, list[Any]]) -> list[str]:
+def _prefix(model: nn.Module, preset: str, calls: Trace) -> str:
+    """What stands before the stages of a preset in this model, such as "" or "backbone.body."."""
+    modules, (first, *others) = dict(model.named_modules()), PRESETS[preset]
+    prefixes = [name.removesuffix(first) for name in modules if f".{name}".endswith(f".{first}")]
+    found = [prefix for prefix in prefixes if all(f"{prefix}{stage}" in modules for stage in others)]
+    if "" in found or len(found) == 1:
+        return "" if "" in found else found[0]
+    if found:
+        names = [f"{prefix}{first}" for prefix in found]
+        reason = f"{len(names)} stages for {preset!r}, {', '.join(names)}; name those of one, as in {{{names[0]!r}: 1}}"
+    else:
+        names = [name for name in modules if name and len(_units(model, name, calls)) > 1]
+        reason = f"no stage {first!r} in {type(model).__name__}" + (f", but {', '.join(names)}" if names else "")
+    raise refusal(reason, model, calls, names)
+
+
+def _spread(model: nn.Module, stage: str, count: int, preset: bool, calls: Trace) -> list[str]:
     """`count` of the n residual blocks of a stage, as in the paper: the last but one, or every (n // count)-th."""
     modules = dict(model.named_modules())
     if stage not in modules:
-        raise refusal(f"no stage {stage!r} in {type(model).__name__}", model, outputs, _nearest(stage, modules))
-    inner = f"{stage}.blocks".removeprefix(".")  # some of timm's stages have a downsampling beside `blocks`
-    parent = inner if inner in modules else stage
-    children = [name for name, _ in modules[parent].named_children() if name != CHILD]
-    units = [f"{parent}.{name}".removeprefix(".") for name in children]
+        raise refusal(f"no stage {stage!r} in {type(model).__name__}", model, calls, _nearest(stage, modules))
+    units = _units(model, stage, calls)
     if preset:
         count = min(count, len(units))
     if not 0 <= count <= len(units):
-        reason = f"{count} blocks do not fit into {stage!r}, which has {len(units)} residual blocks or layers"
-        raise refusal(reason, model, outputs, units)
+        has = f"{len(units)} residual block{'s' if len(units) > 1 else ''}"
+        raise refusal(f"{count} blocks do not fit into {stage!r}, which has {has}", model, calls, units)
     if count == 1:
         return [units[max(len(units) - 2, 0)]]
     return [units[(k + 1) * (len(units) // count) - 1] for k in range(count)]
+
+
+def _units(model: nn.Module, stage: str, calls: Trace) -> list[str]:
+    """The residual blocks of a stage: those of its children that have children, if they run one after another.
+
+    A stage without such children, as a convolution with its norm, or with branches side by side, is a single one.
+    """
+    modules = dict(model.named_modules())
+    inner = f"{stage}.blocks".removeprefix(".")  # some of timm's stages have a downsampling beside `blocks`
+    parent = inner if inner in modules else stage
+    children = [(name, child) for name, child in modules[parent].named_children() if name != CHILD]
+    composite = [name for name, child in children if any(key != CHILD for key, _ in child.named_children())]
+    units = [f"{parent}.{name}".removeprefix(".") for name in composite]
+    units = [name for name in units if _is_point(calls.get(name, []))]
+    if not isinstance(modules[parent], nn.Sequential):
+        outputs = [calls[name][0].output for name in units]
+        returned = [call.input for call in calls.get(f"{parent}.{CHILD}", [])]  # by the stage, before its block
+        returned = returned or [call.output for call in calls.get(parent, [])]
+        following = [calls[name][0].input for name in units[1:]] + returned
+        if any(output is not then for output, then in zip(outputs, following, strict=False)):
+            units = []
+    return units or [stage]
 
 
 def _last(module: nn.Module, name: str) -> str:
@@ -87,39 +120,81 @@ def _last(module: nn.Module, name: str) -> str:
     return name
 
 
-def check_point(model: nn.Module, name: str, outputs: dict[str, list[Any]]) -> Tensor:
+def check_point(model: nn.Module, name: str, calls: Trace) -> Tensor:
     """The output at an insertion point; raises if it is none."""
-    calls = outputs.get(name, [])
-    output = calls[0] if calls else None
+    found = calls.get(name, [])
     if CHILD in model.get_submodule(name)._modules:
         reason = f"{name!r} has a child {CHILD!r} already (remove(model) removes inserted blocks)"
         raise ValueError(shorten(reason, LONGEST_MESSAGE))
-    if _is_point(calls):
-        assert isinstance(output, Tensor)
-        return output
-    if len(calls) != 1:
-        reason = f"runs {len(calls)} times in a forward pass"
+    if _is_point(found):
+        point: Tensor = found[0].output
+        return point
+    if len(found) != 1:
+        reason = f"runs {len(found)} times in a forward pass"
     else:
+        output = found[0].output
         given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         dtype = f" of {output.dtype}" if isinstance(output, Tensor) and not output.is_floating_point() else ""
         reason = f"returns {given}{dtype}, not a floating-point (B, C, *S) tensor"
-    near = _nearest(name, _points(model, outputs))
-    raise refusal(f"{name!r} is not an insertion point: it {reason}", model, outputs, near)
+    near = _nearest(name, _points(model, calls))
+    raise refusal(f"{name!r} is not an insertion point: it {reason}", model, calls, near)
 
 
-def _is_point(calls: list[Any]) -> bool:
-    return len(calls) == 1 and isinstance(calls[0], Tensor) and calls[0].ndim >= 3 and calls[0].is_floating_point()
+def check_axis(model: nn.Module, name: str, output: Tensor, channels_axis: int) -> None:
+    """Raise a ValueError for an axis that is not that of the channels, as the host's own layers show.
+
+    Convolutions and batch norms have the channels in axis 1, linear layers and layer norms in the last one. For a host
+    without layers, such as an activation, those beside it count.
+    """
+    shape = tuple(output.shape)
+    if not (-output.ndim < channels_axis < output.ndim and channels_axis != 0):
+        raise ValueError(f"channels_axis must be an axis of {name!r}, {shape}, after the first; got {channels_axis}")
+    first, last = _widths(model.get_submodule(name))
+    where = name
+    while where and not first | last:
+        where = where.rpartition(".")[0]
+        first, last = _widths(model.get_submodule(where))
+    axis = channels_axis % output.ndim
+    if axis == 1 and shape[1] not in first and shape[-1] in first | last:
+        tokens = ", and prefix_tokens=1 where a class token comes first" if output.ndim == 3 else ""
+        raise ValueError(f"the channels of {name!r} come last, {shape}: give channels_axis=-1{tokens}")
+    if axis == output.ndim - 1 and shape[1] in first and shape[-1] not in last:
+        raise ValueError(f"the channels of {name!r} are in axis 1, {shape}, not in channels_axis={channels_axis}")
 
 
-def _points(model: nn.Module, outputs: dict[str, list[Any]]) -> list[str]:
-    """`insertion_points` of a model that returned these outputs."""
+def _widths(host: nn.Module) -> tuple[set[int], set[int]]:
+    """The widths of the layers in a module that have their channels in axis 1, and of those that have them last."""
+    first, last = set(), set()
+    for module in host.modules():
+        if isinstance(module, nn.modules.conv._ConvNd):
+            first.add(module.out_channels)
+        elif isinstance(module, nn.modules.batchnorm._NormBase):
+            first.add(module.num_features)
+        elif isinstance(module, nn.GroupNorm):
+            first.add(module.num_channels)
+        elif isinstance(module, nn.Linear):
+            last.add(module.out_features)
+        elif isinstance(module, nn.LayerNorm):
+            last.add(module.normalized_shape[-1])
+    return first, last
+
+
+def _is_point(calls: list[Call]) -> bool:
+    if len(calls) != 1:
+        return False
+    output = calls[0].output
+    return isinstance(output, Tensor) and output.ndim >= 3 and output.is_floating_point()
+
+
+def _points(model: nn.Module, calls: Trace) -> list[str]:
+    """`insertion_points` of a model with these calls."""
     modules = dict(model.named_modules())
     return [
         name
         for name, module in modules.items()
         if name
         and CHILD not in name.split(".")
-        and _is_point(outputs.get(name, []))
+        and _is_point(calls.get(name, []))
         and (list(module.children()) or isinstance(modules[name.rpartition(".")[0]], nn.Sequential))
     ]
 
@@ -128,12 +203,12 @@ def _nearest(name: str, known: Iterable[str]) -> list[str]:
     return difflib.get_close_matches(name, list(known), n=3)
 
 
-def refusal(reason: str, model: nn.Module, outputs: dict[str, list[Any]], preferred: Sequence[str] = ()) -> ValueError:
+def refusal(reason: str, model: nn.Module, calls: Trace, preferred: Sequence[str] = ()) -> ValueError:
     """An error of one line: the reason, as many insertion points as there is room for, and how to print all.
 
     Those in `preferred` come first, then stages, which have the fewest dots in their names.
     """
-    points = _points(model, outputs)
+    points = _points(model, calls)
     reason = f"{shorten(reason, LONGEST_MESSAGE // 2)}; insertion points: "
     everything = f"{reason}{', '.join(points) or 'none'}"
     if len(everything) <= LONGEST_MESSAGE:
@@ -145,54 +220,3 @@ def refusal(reason: str, model: nn.Module, outputs: dict[str, list[Any]], prefer
         if len(", ".join([*shown, name])) <= room:
             shown.append(name)
     return ValueError(f"{reason}{', '.join(name for name in points if name in shown)}{how}")
-
-
-def trace(model: nn.Module, example: Tensor) -> tuple[dict[str, list[Any]], Exception | None]:
-    """What each module returned in one forward pass, a list with an entry per call, and the error that ended the pass.
-
-    Computed on the meta device if that works, because a long clip takes half a minute and gigabytes otherwise, and by a
-    copy, because a model may keep what it computes. Not if dtypes or devices differ: on the meta device few operations
-    check that.
-    """
-    with suppress(Exception):
-        tensors = (*model.parameters(), *model.buffers())
-        dtypes = {t.dtype for t in (example, *tensors) if t.is_floating_point()}
-        if len(dtypes) == 1 and len({t.device for t in tensors}) <= 1:
-            shapes = copy.deepcopy(model, {id(t): t.to("meta") for t in tensors})
-            outputs, failure = _pass(shapes, example.to("meta"))
-            if failure is None:
-                return outputs, None
-    return _pass(model, example)
-
-
-def _pass(model: nn.Module, example: Tensor) -> tuple[dict[str, list[Any]], Exception | None]:
-    """`trace` without a copy and on the example's own device."""
-    outputs: dict[str, list[Any]] = {}
-    handles, failure = [], None
-    for name, module in model.named_modules():
-
-        def record(_module: nn.Module, _args: Any, output: Any, name: str = name) -> None:
-            outputs.setdefault(name, []).append(output)
-
-        handles.append(module.register_forward_hook(record))
-    try:
-        with _evaluating(model), torch.no_grad():
-            model(example)
-    except Exception as error:  # whatever a model does with an example, or with a child that it does not expect
-        failure = error
-    finally:
-        for handle in handles:
-            handle.remove()
-    return outputs, failure
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode inside of the `with`; each module gets its previous mode back."""
-    training = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in training.items():
-            module.training = mode

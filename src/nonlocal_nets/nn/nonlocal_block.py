@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nonlocal_nets.nn import functional, grid
@@ -124,6 +125,9 @@ class NonLocalBlock(nn.Module):
                 gradients nor running statistics, and are returned unchanged. (In training, batch norm gathers the valid
                 positions, whose number depends on the data, so that torch.compile needs fullgraph=False.)
         """
+        if isinstance(x, Proxy):  # fx is tracing a model, which gets a call of the block: its code depends on shapes
+            path = x.tracer.path_of_module(self)
+            return x.tracer.create_proxy("call_module", path, (x,) if mask is None else (x, mask), {})
         grids = self._check_input(x, mask)
         query, key, value, key_mask = self._embed(x, mask, grids)
         queries = grid.to_windows(query, grids.size, grids.windows)

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -11,12 +13,73 @@ from nonlocal_nets.nn.pointwise import is_channels_last
 
 EPS, MOMENTUM = 1e-5, 0.1  # torch's defaults
 GROUPS = 32  # of a group norm, or the largest divisor of it that divides the channels
+KEPT = (
+    "_modules",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_pre_hooks",
+)  # such as a block after a norm
+FREEZABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 NORMS: dict[str, Callable[[int, float, float], nn.Module]] = {
     "batch": lambda channels, eps, momentum: nn.BatchNorm1d(channels, eps, momentum),
     "group": lambda channels, eps, _: nn.GroupNorm(math.gcd(GROUPS, channels), channels, eps),
     "layer": lambda channels, eps, _: nn.LayerNorm(channels, eps),
     "none": lambda *_: nn.Identity(),
 }
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch norm that stays as it is, also in training: (B, C, *S) -> (B, C, *S), or (B, C).
+
+    Args:
+        norm: whose weight, bias and running statistics it takes, as buffers of the same names.
+    """
+
+    weight: Tensor | None
+    bias: Tensor | None
+    running_mean: Tensor | None
+    running_var: Tensor | None
+
+    def __init__(self, norm: _BatchNorm) -> None:
+        super().__init__()
+        self.eps = norm.eps
+        for name in ("weight", "bias", "running_mean", "running_var"):
+            value = getattr(norm, name)
+            self.register_buffer(name, None if value is None else value.detach().clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        state_dict.pop(f"{prefix}num_batches_tracked", None)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def freeze_batch_norms(model: nn.Module) -> nn.Module:
+    """Replace all batch norms of `model`, its blocks' too, by ones that stay as they are, in place; returns it.
+
+    timm.layers.freeze_batch_norm_2d does so for two axes only, which leaves out those of the blocks.
+
+    Raises:
+        ValueError: a batch norm without running statistics, or one that does more, such as timm's with an activation;
+            the model is then unchanged.
+    """
+    found = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    for name, norm in found.items():
+        if type(norm) not in FREEZABLE or norm.running_mean is None:
+            kind = f"{type(norm).__name__}, track_running_stats={norm.track_running_stats}"
+            raise ValueError(
+                f"{name!r} cannot be frozen: {kind}; timm.layers.freeze_batch_norm_2d freezes timm's norms"
+            )
+    if "" in found:
+        return FrozenBatchNorm(found[""])
+    for name, norm in found.items():
+        parent, _, child = name.rpartition(".")
+        frozen = FrozenBatchNorm(norm)
+        for inside in KEPT:
+            getattr(frozen, inside).update(getattr(norm, inside))
+        setattr(model.get_submodule(parent), child, frozen)
+    return model
 
 
 def normalise(norm: nn.Module, u: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -31,7 +94,7 @@ def normalise(norm: nn.Module, u: Tensor, valid: Tensor | None = None) -> Tensor
         return norm_valid(norm, u.mT, valid).mT
     if isinstance(norm, nn.LayerNorm):
         return norm(u.mT).mT  # type: ignore[no-any-return]
-    if isinstance(norm, _BatchNorm) and is_channels_last(u):  # of three axes, torch would copy it
+    if isinstance(norm, _BatchNorm | FrozenBatchNorm) and is_channels_last(u):  # of three axes, torch would copy it
         return norm(u.mT.flatten(0, 1)).view_as(u.mT).mT  # type: ignore[no-any-return]
     return norm(u)  # type: ignore[no-any-return]
 
@@ -49,9 +112,9 @@ def norm_valid(norm: nn.Module, u_BNC: Tensor, valid_BN: Tensor) -> Tensor:
     """
     if isinstance(norm, nn.GroupNorm):
         u = _group_norm(norm, u_BNC, valid_BN)
-    elif not isinstance(norm, _BatchNorm):
+    elif not isinstance(norm, _BatchNorm | FrozenBatchNorm):
         u = norm(u_BNC)
-    elif not (norm.training or norm.running_mean is None):
+    elif isinstance(norm, FrozenBatchNorm) or not (norm.training or norm.running_mean is None):
         u = norm(u_BNC.flatten(0, 1)).view_as(u_BNC)
     elif valid_BN.any():
         index = valid_BN.flatten().nonzero()[:, 0]

@@ -25,7 +25,8 @@ class Blocks:
 
     Args:
         at: where they go: "none"; a preset, "paper-1", "paper-5" or "paper-10"; the name of a module after which a
-            block goes, or several names; or the number of blocks in each stage, as in {layer2: 2, layer3: 3}.
+            block goes, or several names; or the number of blocks in each stage, as in {layer2: 2, layer3: 3}. layer3
+            is after that stage, {layer3: 1} before its last residual block.
         pairwise: f, "gaussian", "embedded_gaussian", "dot_product" or "concatenation", or the path of your own subclass
             of `Pairwise`, such as mypkg.Distance.
         inner_channels: width of theta, phi and g; null: half of the input's channels.
@@ -38,6 +39,8 @@ class Blocks:
         norm: the normalisation after W_z, "batch", "group", "layer" or "none".
         norm_eps: added to the variance.
         norm_momentum: share of a batch in the running statistics of batch norm.
+        channels_axis: the axis of the channels in the outputs after which blocks go; -1 for transformers.
+        prefix_tokens: tokens before the positions, such as a class token, which the blocks leave out.
     """
 
     at: str | list[str] | dict[str, int] = "paper-1"
@@ -50,6 +53,8 @@ class Blocks:
     norm: str = "batch"
     norm_eps: float = 1e-5
     norm_momentum: float = 0.1
+    channels_axis: int = 1
+    prefix_tokens: int = 0
 
     def insert_into(self, network: nn.Module, example: Tensor) -> str:
         """Insert the blocks into `network`; returns what they add, in words and figures.

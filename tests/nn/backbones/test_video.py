@@ -209,3 +209,24 @@ def test_checkpointing_changes_nothing(non_local):
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         nln.video_resnet(**arguments)
+
+
+def test_its_layers_are_called_in_the_order_of_their_names():
+    """So that hooks and feature extractors see the stages."""
+    network, seen = VideoResNet(num_classes=2).eval(), []
+    for name, child in network.named_children():
+        child.register_forward_hook(lambda *_, name=name: seen.append(name))
+    network(torch.zeros(1, 3, 8, 32, 32))
+    names = [name for name, _ in network.named_children()]
+    assert names == [
+        "conv1",
+        "bn1",
+        "act",
+        "maxpool",
+        "layer1",
+        "pool2",
+        *(f"layer{k}" for k in (2, 3, 4)),
+        "dropout",
+        "fc",
+    ]
+    assert seen == names

@@ -50,6 +50,18 @@ class Bottleneck(nn.Module):
         return y
 
 
+class Stage(nn.Sequential):
+    """Residual blocks, which with `checkpointing` are computed again in the backward pass, to save memory."""
+
+    checkpointing = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        again = self.checkpointing and torch.is_grad_enabled()
+        for unit in self:
+            x = checkpoint(unit, x, use_reentrant=False, context_fn=_contexts(unit)) if again else unit(x)
+        return x
+
+
 class VideoResNet(nn.Module):
     r"""C2D or I3D: (B, in_chans, T, H, W) -> logits (B, num_classes).
 
@@ -100,12 +112,23 @@ class VideoResNet(nn.Module):
                     Bottleneck(channels, width, 2 if stage and not index else 1, frames[1:] if inflated else (1, 1))
                 )
                 channels = 4 * width
-            self.add_module(f"layer{stage + 1}", nn.Sequential(*units))
-        self.pool2 = _pool((3 if pool_padding else 2, 1, 1), (2, 1, 1), pool_padding)
+            self.add_module(f"layer{stage + 1}", Stage(*units))
+            if not stage:
+                self.pool2 = _pool((3 if pool_padding else 2, 1, 1), (2, 1, 1), pool_padding)
         self.dropout = nn.Dropout(dropout)
         self.fc = nn.Linear(channels, num_classes)
-        self.checkpointing = False  # whether residual blocks are computed again in backward, to save memory
         self.reset_parameters()
+
+    @property
+    def checkpointing(self) -> bool:
+        """Whether residual blocks are computed again in the backward pass, to save memory."""
+        return any(stage.checkpointing for stage in self.children() if isinstance(stage, Stage))
+
+    @checkpointing.setter
+    def checkpointing(self, value: bool) -> None:
+        for stage in self.children():
+            if isinstance(stage, Stage):
+                stage.checkpointing = value
 
     def reset_parameters(self) -> None:
         """He initialisation; zero in the last norm of a residual block, 0.01 in the classifier (released code)."""
@@ -121,11 +144,8 @@ class VideoResNet(nn.Module):
     def features(self, x: Tensor) -> Tensor:
         """What res5 gives: (B, 2048, T', H / 32, W / 32)."""
         x = self.maxpool(self.act(self.bn1(self.conv1(x))))
-        for stage in (self.layer1, self.pool2, self.layer2, self.layer3, self.layer4):
-            assert isinstance(stage, nn.Module)
-            for unit in stage if isinstance(stage, nn.Sequential) else (stage,):
-                again = self.checkpointing and torch.is_grad_enabled()
-                x = checkpoint(unit, x, use_reentrant=False, context_fn=_contexts(unit)) if again else unit(x)
+        for name in ("layer1", "pool2", "layer2", "layer3", "layer4"):
+            x = self.get_submodule(name)(x)
         return x
 
     def forward(self, x: Tensor) -> Tensor:

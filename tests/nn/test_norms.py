@@ -1,12 +1,16 @@
 """The norm of the valid positions; oracle: the formulas of batch and layer norm on the valid positions alone."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from nonlocal_nets.nn.norms import norm_valid
+from nonlocal_nets.nn import blocks, freeze_batch_norms, insert
+from nonlocal_nets.nn.norms import FrozenBatchNorm, norm_valid
+from tests.nn.oracle import randomise
 
 CHANNELS = 3
 
@@ -103,3 +107,38 @@ def test_nothing_valid_gives_zeros_and_gradients_of_zero():
     for parameter in (norm.weight, norm.bias, u):  # DDP waits for a gradient of every parameter
         assert torch.equal(parameter.grad, torch.zeros_like(parameter))
     assert all(torch.equal(a, b) for a, b in zip(before, norm.buffers(), strict=True))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_frozen_batch_norms_stay_as_they_are(masked, channels_last):
+    """Those of a host and of its blocks, in training, with any layout and mask."""
+    host = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)), nn.ReLU())
+    x = torch.randn(2, 3, 4, 5)
+    insert(host, "0", example=x)
+    randomise(host)
+    x = x.contiguous(memory_format=torch.channels_last) if channels_last else x
+    mask = (torch.arange(5) < torch.tensor([5, 3])[:, None])[:, None].expand(-1, 4, -1) if masked else None
+    block, frozen = blocks(host)["0.1.non_local"], freeze_batch_norms(copy.deepcopy(host)).train()
+    host.eval()
+    before = {name: value.clone() for name, value in frozen.state_dict().items()}
+    assert not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in frozen.modules())
+    assert {name: tuple(value.shape) for name, value in before.items()} == {
+        name: tuple(value.shape) for name, value in host.state_dict().items() if "num_batches" not in name
+    }
+    torch.testing.assert_close(frozen(x), host(x))
+    u = torch.randn(2, 4, 4, 5)
+    u = u.contiguous(memory_format=torch.channels_last) if channels_last else u
+    torch.testing.assert_close(blocks(frozen)["0.1.non_local"](u, mask), block(u, mask))
+    frozen(x).sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in frozen.state_dict().items())
+    assert not [name for name, _ in frozen.named_parameters() if "norm" in name or name.startswith("0.1.w")]
+    frozen.load_state_dict(host.state_dict())
+
+
+def test_a_norm_that_cannot_be_frozen():
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3, track_running_stats=False))
+    with pytest.raises(ValueError, match="'1' cannot be frozen: BatchNorm2d, track_running_stats=False; timm"):
+        freeze_batch_norms(model)
+    assert isinstance(model[0], nn.BatchNorm2d)
+    assert isinstance(freeze_batch_norms(model[0]), FrozenBatchNorm)
