@@ -45,7 +45,20 @@ VERBS = {  # besides those of Lightning; by name, because experiments imports th
 
 
 class NonLocalCLI(LightningCLI):
-    """`fit`, `validate`, `test` and `predict` of any task on any data module."""
+    """`fit`, `validate`, `test` and `predict` of any task on any data module.
+
+    Args:
+        verb: that of the command, whose parser alone is built; None: those of all.
+        **arguments: of LightningCLI.
+    """
+
+    def __init__(self, verb: str | None = None, **arguments: Any) -> None:
+        self.verb = verb
+        super().__init__(**arguments)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]  # where the static method is called
+        found = LightningCLI.subcommands()
+        return found if self.verb is None else {self.verb: found[self.verb]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -200,15 +213,17 @@ def main(args: list[str] | None = None) -> Any:
     if not args:
         print(MANUAL.format(program=program()))
         raise SystemExit(0)
-    check_verb(args[0], (*NonLocalCLI.subcommands(), *VERBS))
+    verbs = LightningCLI.subcommands()
+    check_verb(args[0], (*verbs, *VERBS))
     if args[0] in VERBS:
         return importlib.import_module(VERBS[args[0]]).main(args[1:])
     check_args(args)
     signals, failures = SaveOnSignal(), Failures()
     with signals.listening(), claim.released(), failures.one_line():
         return NonLocalCLI(
-            pl.LightningModule,
-            pl.LightningDataModule,
+            args[0] if args[0] in verbs else None,
+            model_class=pl.LightningModule,
+            datamodule_class=pl.LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=SaveConfig,
