@@ -132,6 +132,7 @@ def test_the_papers_shapes_are_there():
     assert Path(README).is_file()
 
 
+@pytest.mark.slow
 def test_the_table_of_links_is_what_its_arithmetic_gives():
     text = (ROOT / "cluster" / "README.md").read_text()
     assert f"<!-- link -->\n\n{link()}\n\n<!-- end of link -->" in text

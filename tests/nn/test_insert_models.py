@@ -104,7 +104,7 @@ MODELS = {  # how it is made, an input, where blocks go, the modules after which
         {},
     ),
 }
-FAST = ("mobilenetv3", "resnest", "mc3_18")
+FAST = ("mobilenetv3",)
 
 
 def run(model, example):

@@ -23,6 +23,7 @@ def printed(small_images):
     return re.split(r"[\r\n]+", done.stdout), done.stderr.splitlines()
 
 
+@pytest.mark.slow
 def test_a_fit_prints_what_is_of_use(printed):
     bar, lines = printed
     text = "\n".join(lines)

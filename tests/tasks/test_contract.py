@@ -62,6 +62,7 @@ def test_two_processes_count_each_sample_once():
     assert float(score) == pytest.approx(error_of(model), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_it_is_compared_by_what_it_monitors(capsys):
     Path("own.yaml").write_text(
         "model: {class_path: tests.denoising.Denoising}\ndata: {class_path: tests.denoising.Stripes}\n"
