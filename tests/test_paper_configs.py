@@ -154,6 +154,7 @@ def test_networks_have_the_papers_parameters(name):
     assert sum(p.numel() for p in network.parameters()) == PARAMETERS[name]
 
 
+@pytest.mark.slow
 def test_128_frames_have_groups_of_four_in_res3_only():
     arguments = resolved(VIDEO / "paper" / "2g_r50_nl_i3d.yaml")["model"]["init_args"]
     arguments |= {"num_classes": 5, "input_size": (3, 32, 32, 32), "freeze_norm": False}

@@ -479,6 +479,7 @@ def test_insertion_points_are_stages_residual_blocks_and_steps_of_a_sequential(r
     assert insertion_points(model, torch.zeros(1, 3, 64, 64)) == found, "blocks and their layers are not among them"
 
 
+@pytest.mark.slow
 def test_every_insertion_point_takes_a_block(resnet18):
     x = torch.zeros(1, 3, 64, 64)
     for name in insertion_points(resnet18, x):

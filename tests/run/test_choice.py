@@ -61,6 +61,7 @@ def test_a_fit_into_a_run(refused):
     assert fit("--id=x", "--trainer.max_epochs=2", "--ckpt_path=last").trainer.global_step == 6
 
 
+@pytest.mark.slow
 def test_runs_that_begin_in_the_same_second(monkeypatch):
     monkeypatch.setattr(claim, "stamp", lambda: "now")
     assert [fit("--trainer.max_epochs=0").run_folder.name for _ in range(2)] == ["now", "now-2"]

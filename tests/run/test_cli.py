@@ -262,6 +262,7 @@ def test_loggers(worse):
     check_loggers(fit("--id=none", "--trainer.max_epochs=0", "--trainer.logger=false"), [], [])
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:You requested to overfit but enabled train dataloader shuffling")
 def test_overfit_batches_trains_with_the_same_batch_again_and_again():
     assert fit("--id=over", "--trainer.overfit_batches=1", "--trainer.max_epochs=4").trainer.global_step == 4

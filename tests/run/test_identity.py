@@ -110,9 +110,10 @@ def test_weights_of_a_run_are_of_its_network_and_its_data(trained, refused, capl
     weights = [*SMALL, f"--model.weights={LAST}", "--id=y", *options]
     assert refused(main, ["test", *weights]) == f"{LAST} was trained with {named}"
     main(["test", *weights, "--ckpt_path=initial"])
-    main(["fit", *weights, "--trainer.max_epochs=0"])
-    line = f"beginning from weights of another network or other data: {LAST} was trained with {named}"
-    assert caplog.text.count(line) == 1
+    if "pairwise" in named:  # one kind is enough
+        main(["fit", *weights, "--trainer.max_epochs=0"])
+        line = f"beginning from weights of another network or other data: {LAST} was trained with {named}"
+        assert caplog.text.count(line) == 1
 
 
 def test_weights_of_a_run_with_other_classes(trained, refused):

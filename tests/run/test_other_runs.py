@@ -111,6 +111,7 @@ def test_a_refused_resume_leaves_the_config_as_it_was(refused):
     main(words)
 
 
+@pytest.mark.slow
 def test_a_damaged_last_checkpoint_is_named_by_test_too():
     main([*FIT, "--id=a", "--checkpoint.monitor=null"])
     folder = RUNS / "a/checkpoints"
