@@ -105,3 +105,5 @@ def test_jit_trace_passes_its_own_check_with_gradients(pairwise, size, channels_
     (got,) = torch.autograd.grad(traced(x).square().sum(), x)
     torch.testing.assert_close(traced(x), block(x))
     torch.testing.assert_close(got, expected)
+    more = torch.randn(3, 6, *size, dtype=torch.float64)
+    torch.testing.assert_close(traced(more), block(more))

@@ -1001,3 +1001,84 @@ def test_fx_takes_a_block_for_a_single_step(resnet18):
     graph = torch.fx.symbolic_trace(model)
     assert [str(node.target) for node in graph.graph.nodes if node.op == "call_module" and "non" in node.name] == names
     assert torch.equal(graph(x), model(x))
+
+
+class Shared(nn.Module):
+    """Modules under two names, as in a U-Net."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 1)
+        self.encoder, self.decoder = nn.Sequential(self.conv), nn.Sequential(nn.Conv2d(8, 3, 1))
+
+    def forward(self, x):
+        return self.decoder(self.encoder(x))
+
+
+def test_a_module_with_two_names_gets_its_block():
+    x = torch.randn(1, 3, 8, 8)
+    for at in (["encoder", "decoder"], ["encoder.0", "decoder"], {"encoder": 1, "decoder": 1}):
+        model = Shared()
+        assert list(insert(model, at, example=x)) == ["conv.non_local", "decoder.0.non_local"]
+        expected = model(x)
+        assert not torch.equal(wake(model)(x), expected)
+
+
+class Residual(nn.Sequential):
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+class Beside(nn.Sequential):
+    def forward(self, x):
+        return sum(branch(x) for branch in self)
+
+
+def test_a_sequential_with_a_forward_of_its_own_is_not_taken_for_its_last_child():
+    x = torch.randn(1, 3, 8, 8)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), Residual(nn.Conv2d(8, 8, 1), nn.ReLU()))
+    with pytest.raises(ValueError, match="'1' is not an insertion point: it loops over its children"):
+        insert(model, "1", example=x)
+    model = nn.Sequential(Beside(conv(), conv()))
+    with pytest.raises(ValueError, match="2 blocks do not fit into '0', which has 1 residual block"):
+        insert(model, {"0": 2}, example=x)
+
+
+def test_outputs_with_channels_last_keep_their_layout():
+    class Views(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.tokens = Tokens(8)
+
+        def forward(self, x):
+            return self.tokens(x).view(-1, 8)
+
+    for prefix in (0, 2):
+        model, x = Views(), torch.randn(3, 7, 8)
+        expected = model(x)
+        insert(model, "tokens", example=x, channels_axis=-1, prefix_tokens=prefix)
+        assert torch.equal(model(x), expected)
+
+
+def test_a_mask_that_is_no_mask_of_positions_is_not_the_blocks():
+    class Added(Tokens):
+        def forward(self, x, mask=None):
+            return super().forward(x)
+
+    host, x = Added(5).eval(), torch.randn(2, 7, 5)
+    model = Parts(host=host)
+    model.forward = lambda x: host(x, mask=torch.zeros(7, 7))
+    insert(model, "host", example=x, channels_axis=-1)
+    assert torch.equal(model(x), host(x))
+
+
+def test_a_layer_norm_tells_the_axis_even_beside_a_convolution_as_wide_as_the_tokens_are_many():
+    host = Tokens(8)
+    host.conv = nn.Conv1d(64, 64, 1)
+    with pytest.raises(ValueError, match="the channels of 'host' come last, "):
+        insert(Returns(host=host), "host", example=torch.randn(2, 64, 8))
+
+
+class Returns(Parts):
+    def forward(self, x):
+        return self.host(x)

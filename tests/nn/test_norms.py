@@ -142,3 +142,14 @@ def test_a_norm_that_cannot_be_frozen():
         freeze_batch_norms(model)
     assert isinstance(model[0], nn.BatchNorm2d)
     assert isinstance(freeze_batch_norms(model[0]), FrozenBatchNorm)
+
+
+def test_a_norm_with_two_names_is_frozen_once_and_keeps_its_hooks():
+    norm, seen = nn.BatchNorm2d(3), []
+    norm.register_forward_pre_hook(lambda module, args, kwargs: seen.append(1), with_kwargs=True)
+    norm.register_full_backward_hook(lambda *_: seen.append(2))
+    model = freeze_batch_norms(nn.ModuleDict({"a": norm, "b": norm}))
+    assert model["a"] is model["b"]
+    assert isinstance(model["a"], FrozenBatchNorm)
+    model["a"](torch.randn(2, 3, 4, 4, requires_grad=True)).sum().backward()
+    assert seen == [1, 2]

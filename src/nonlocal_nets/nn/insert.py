@@ -155,11 +155,16 @@ def _apply(
 ) -> Tensor:
     """The forward hook. It finds its block by name and is no closure, so that models can be copied and pickled."""
     block, mask = host.get_submodule(CHILD), kwargs.get("mask")
+    if not (isinstance(mask, Tensor) and mask.dtype == torch.bool):  # such as one that is added to logits
+        mask = None
     if channels_axis == 1 and not prefix_tokens:
         return block(output, mask=mask)  # type: ignore[no-any-return]
-    x = output.movedim(channels_axis, 1)
-    z = block(x[:, :, prefix_tokens:], mask=None if mask is None else mask[:, prefix_tokens:])
-    return torch.cat([x[:, :, :prefix_tokens], z], 2).movedim(1, channels_axis)
+    x = output.movedim(channels_axis, 1)[:, :, prefix_tokens:]
+    z: Tensor = block(x, mask=None if mask is None else mask[:, prefix_tokens:]).movedim(1, channels_axis)
+    if not prefix_tokens:
+        return z
+    axis = 2 if channels_axis % 3 == 1 else 1  # of the tokens
+    return torch.cat([output.narrow(axis, 0, prefix_tokens), z], axis)
 
 
 def _positions(output: Tensor, channels_axis: int, prefix_tokens: int, name: str) -> Tensor:

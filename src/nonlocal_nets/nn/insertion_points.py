@@ -47,11 +47,11 @@ def resolve(model: nn.Module, at: At, calls: Trace) -> list[str]:
         names = [name for stage, n in at.items() for name in _spread(model, stage, n, preset is not None, calls)]
     else:
         names = [at] if isinstance(at, str) else list(at)
-    modules = dict(model.named_modules())
+    modules, first = _named(model), _first_names(model)
     for name in names:
         if name not in modules:
             raise refusal(f"no module {name!r} in {type(model).__name__}", model, calls, _nearest(name, modules))
-    names = [_last(modules[name], name) for name in names]
+    names = [first[_last(model, name, calls)] for name in names]
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(shorten(f"insertion points must differ, got twice: {', '.join(twice)}", LONGEST_MESSAGE))
@@ -60,7 +60,7 @@ def resolve(model: nn.Module, at: At, calls: Trace) -> list[str]:
 
 def _prefix(model: nn.Module, preset: str, calls: Trace) -> str:
     """What stands before the stages of a preset in this model, such as "" or "backbone.body."."""
-    modules, (first, *others) = dict(model.named_modules()), PRESETS[preset]
+    modules, (first, *others) = _named(model), PRESETS[preset]
     prefixes = [name.removesuffix(first) for name in modules if f".{name}".endswith(f".{first}")]
     found = [prefix for prefix in prefixes if all(f"{prefix}{stage}" in modules for stage in others)]
     if "" in found or len(found) == 1:
@@ -76,7 +76,7 @@ def _prefix(model: nn.Module, preset: str, calls: Trace) -> str:
 
 def _spread(model: nn.Module, stage: str, count: int, preset: bool, calls: Trace) -> list[str]:
     """`count` of the n residual blocks of a stage, as in the paper: the last but one, or every (n // count)-th."""
-    modules = dict(model.named_modules())
+    modules = _named(model)
     if stage not in modules:
         raise refusal(f"no stage {stage!r} in {type(model).__name__}", model, calls, _nearest(stage, modules))
     units = _units(model, stage, calls)
@@ -95,14 +95,15 @@ def _units(model: nn.Module, stage: str, calls: Trace) -> list[str]:
 
     A stage without such children, as a convolution with its norm, or with branches side by side, is a single one.
     """
-    modules = dict(model.named_modules())
+    modules, first = _named(model), _first_names(model)
     inner = f"{stage}.blocks".removeprefix(".")  # some of timm's stages have a downsampling beside `blocks`
     parent = inner if inner in modules else stage
     children = [(name, child) for name, child in modules[parent].named_children() if name != CHILD]
     composite = [name for name, child in children if any(key != CHILD for key, _ in child.named_children())]
-    units = [f"{parent}.{name}".removeprefix(".") for name in composite]
+    units = [first[f"{parent}.{name}".removeprefix(".")] for name in composite]
     units = [name for name in units if _is_point(calls.get(name, []))]
-    if not isinstance(modules[parent], nn.Sequential):
+    parent = first[parent]
+    if type(modules[parent]).forward is not nn.Sequential.forward:
         outputs = [calls[name][0].output for name in units]
         returned = [call.input for call in calls.get(f"{parent}.{CHILD}", [])]  # by the stage, before its block
         returned = returned or [call.output for call in calls.get(parent, [])]
@@ -112,12 +113,28 @@ def _units(model: nn.Module, stage: str, calls: Trace) -> list[str]:
     return units or [stage]
 
 
-def _last(module: nn.Module, name: str) -> str:
-    """The module that computes the output of `module`: nn.Sequential would run a block among its children."""
-    while isinstance(module, nn.Sequential) and len(module):
-        child, module = list(module.named_children())[-1]
-        name = f"{name}.{child}".removeprefix(".")
+def _last(model: nn.Module, name: str, calls: Trace) -> str:
+    """The module that computes the output of the module `name`: nn.Sequential would run a block among its children."""
+    modules, first = _named(model), _first_names(model)
+    while isinstance(modules[name], nn.Sequential) and len(modules[name]):  # type: ignore[arg-type]
+        child = f"{name}.{list(modules[name].named_children())[-1][0]}".removeprefix(".")
+        if type(modules[name]).forward is not nn.Sequential.forward:  # it may do more than run its children
+            outputs, last = (calls.get(first[key], []) for key in (name, child))
+            if not (outputs and last and outputs[-1].output is last[-1].output):
+                break
+        name = child
     return name
+
+
+def _named(model: nn.Module) -> dict[str, nn.Module]:
+    """All modules by all of their names."""
+    return dict(model.named_modules(remove_duplicate=False))
+
+
+def _first_names(model: nn.Module) -> dict[str, str]:
+    """The first name of a module, which a trace knows, for each of its names."""
+    firsts = {module: name for name, module in model.named_modules()}
+    return {name: firsts[module] for name, module in _named(model).items()}
 
 
 def check_point(model: nn.Module, name: str, calls: Trace) -> Tensor:
@@ -155,7 +172,12 @@ def check_axis(model: nn.Module, name: str, output: Tensor, channels_axis: int) 
         where = where.rpartition(".")[0]
         first, last = _widths(model.get_submodule(where))
     axis = channels_axis % output.ndim
-    if axis == 1 and shape[1] not in first and shape[-1] in first | last:
+    if shape[1] == shape[-1]:
+        return
+    norms = [module for module in model.get_submodule(where).modules() if isinstance(module, nn.LayerNorm)]
+    normed = {norm.normalized_shape[-1] for norm in norms if _is_layer_norm(norm)}
+    is_last = shape[1] not in first and shape[-1] in first | last
+    if axis == 1 and (is_last or (shape[-1] in normed and not _has_norm(model.get_submodule(where), shape[1]))):
         tokens = ", and prefix_tokens=1 where a class token comes first" if output.ndim == 3 else ""
         raise ValueError(f"the channels of {name!r} come last, {shape}: give channels_axis=-1{tokens}")
     if axis == output.ndim - 1 and shape[1] in first and shape[-1] not in last:
@@ -175,8 +197,20 @@ def _widths(host: nn.Module) -> tuple[set[int], set[int]]:
         elif isinstance(module, nn.Linear):
             last.add(module.out_features)
         elif isinstance(module, nn.LayerNorm):
-            last.add(module.normalized_shape[-1])
+            (last if _is_layer_norm(module) else first).add(module.normalized_shape[-1])
     return first, last
+
+
+def _is_layer_norm(module: nn.Module) -> bool:
+    """Whether it normalises the last axis; timm's LayerNorm2d, for example, derives from it for axis 1."""
+    return isinstance(module, nn.LayerNorm) and "2d" not in type(module).__name__
+
+
+def _has_norm(host: nn.Module, width: int) -> bool:
+    """Whether a norm in a module has so many channels in axis 1."""
+    kinds = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
+    norms = [module for module in host.modules() if isinstance(module, kinds)]
+    return width in {getattr(norm, "num_features", getattr(norm, "num_channels", None)) for norm in norms}
 
 
 def _is_point(calls: list[Call]) -> bool:

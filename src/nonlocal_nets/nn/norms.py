@@ -13,12 +13,16 @@ from nonlocal_nets.nn.pointwise import is_channels_last
 
 EPS, MOMENTUM = 1e-5, 0.1  # torch's defaults
 GROUPS = 32  # of a group norm, or the largest divisor of it that divides the channels
-KEPT = (
+KEPT = (  # of a norm that is replaced: a block after it, and hooks
     "_modules",
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
     "_forward_pre_hooks",
-)  # such as a block after a norm
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
 FREEZABLE = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 NORMS: dict[str, Callable[[int, float, float], nn.Module]] = {
     "batch": lambda channels, eps, momentum: nn.BatchNorm1d(channels, eps, momentum),
@@ -64,7 +68,8 @@ def freeze_batch_norms(model: nn.Module) -> nn.Module:
         ValueError: a batch norm without running statistics, or one that does more, such as timm's with an activation;
             the model is then unchanged.
     """
-    found = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    modules = model.named_modules(remove_duplicate=False)
+    found = {name: module for name, module in modules if isinstance(module, _BatchNorm)}
     for name, norm in found.items():
         if type(norm) not in FREEZABLE or norm.running_mean is None:
             kind = f"{type(norm).__name__}, track_running_stats={norm.track_running_stats}"
@@ -73,12 +78,15 @@ def freeze_batch_norms(model: nn.Module) -> nn.Module:
             )
     if "" in found:
         return FrozenBatchNorm(found[""])
+    made: dict[_BatchNorm, FrozenBatchNorm] = {}  # one for a norm under several names
     for name, norm in found.items():
         parent, _, child = name.rpartition(".")
-        frozen = FrozenBatchNorm(norm)
-        for inside in KEPT:
-            getattr(frozen, inside).update(getattr(norm, inside))
-        setattr(model.get_submodule(parent), child, frozen)
+        if norm not in made:
+            made[norm] = FrozenBatchNorm(norm)
+            for inside in KEPT:
+                getattr(made[norm], inside).update(getattr(norm, inside))
+            made[norm]._is_full_backward_hook = norm._is_full_backward_hook
+        setattr(model.get_submodule(parent), child, made[norm])
     return model
 
 

@@ -72,7 +72,7 @@ def rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def columns(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """By a product of x, for channels first, of which F.linear would keep a copy."""
-    weights = weight.expand(len(x), -1, -1)
+    weights = weight.expand(x.shape[0], -1, -1)  # no len: in a trace it would be a constant
     return torch.bmm(weights, x) if bias is None else torch.baddbmm(bias[:, None], weights, x)
 
 

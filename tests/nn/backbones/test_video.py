@@ -230,3 +230,13 @@ def test_its_layers_are_called_in_the_order_of_their_names():
         "fc",
     ]
     assert seen == names
+
+
+def test_checkpointing_allows_a_second_backward_pass():
+    network = VideoResNet("c2d", num_classes=2).eval()
+    network.checkpointing = True
+    loss = network(torch.randn(1, 3, 8, 32, 32)).sum()
+    loss.backward(retain_graph=True)
+    first = network.conv1.weight.grad.clone()
+    loss.backward()
+    torch.testing.assert_close(network.conv1.weight.grad, 2 * first)

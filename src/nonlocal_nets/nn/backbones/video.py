@@ -3,8 +3,8 @@
 Shape suffixes: B batch, C channels, T frames, H and W pixels.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -247,17 +247,21 @@ def video_backbone(name: str, num_classes: int, in_chans: int = 3, **options: An
 
 def _contexts(module: nn.Module) -> Callable[[], tuple[Any, Any]]:
     """For the first computation of a checkpoint and for the second, which leaves running statistics as they are."""
-    return lambda: (nullcontext(), _statistics_kept(module))
+    return lambda: (nullcontext(), _StatisticsKept(module))
 
 
-@contextmanager
-def _statistics_kept(module: nn.Module) -> Iterator[None]:
-    kept = {name: buffer.clone() for name, buffer in module.named_buffers()}
-    try:
-        yield
-    finally:  # a checkpoint stops by an exception, once it has all that it needs
-        for name, buffer in module.named_buffers():
-            buffer.copy_(kept[name])
+class _StatisticsKept:
+    """A context that puts the buffers back at its end; torch enters it again in each backward pass."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __enter__(self) -> None:
+        self.kept = {name: buffer.clone() for name, buffer in self.module.named_buffers()}
+
+    def __exit__(self, *error: object) -> None:  # a checkpoint stops by an exception, once it has all that it needs
+        for name, buffer in self.module.named_buffers():
+            buffer.copy_(self.kept[name])
 
 
 def _conv(
