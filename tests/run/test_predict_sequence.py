@@ -70,6 +70,27 @@ def bad_file(name, folder):
     return folder / file, place
 
 
+def test_series_are_normalised_as_those_of_their_own_training_set(tmp_path, monkeypatch):
+    """Where training begins from the weights of another set; a test of these weights takes theirs."""
+    monkeypatch.chdir(tmp_path)
+    arguments = ucr.fake(tmp_path / "data")
+    args = ["--data=UCR", *(f"--data.{option}={value}" for option, value in arguments.items())]
+    args += ["--model=SequenceClassification", "--model.widths=[8,8]", "--model.blocks.at=none"]
+    args += ["--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false"]
+    args += ["--trainer.enable_model_summary=false", "--trainer.log_every_n_steps=1"]
+    first = main(["fit", *args, "--id=a"])
+    for part in ("TRAIN", "TEST"):
+        path = tmp_path / f"data/Fake_{part}.ts"
+        head, data = path.read_text().split("@data\n")
+        path.write_text(head + "@data\n" + re.sub(r"-?\d+\.\d+", lambda number: str(float(number[0]) + 5), data))
+    weights = [*args, "--model.weights=runs/default/a/checkpoints/last.ckpt"]
+    again = main(["fit", *weights, "--id=b", "--trainer.max_epochs=0"])
+    tested = main(["test", *weights, "--id=c"])
+    means = [cli.datamodule.moments[0].mean() for cli in (first, again, tested)]
+    assert means[1] == pytest.approx(means[0] + 5, abs=0.01)
+    assert means[2] == pytest.approx(means[0])
+
+
 @pytest.mark.parametrize("name", SETS)
 def test_what_cannot_be_read_is_named_in_one_line(name, tmp_path):
     """Of those errors that the command line shows."""

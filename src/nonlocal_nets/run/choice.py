@@ -61,8 +61,7 @@ def choose_checkpoint(cli: Any) -> Path | None:
     if given == INITIAL or (given is None and cli.subcommand == "fit"):
         return None
     if given is None:
-        names = ("--model.weights", "--model.init_args.weights")
-        given_weights = any(arg.partition("=")[0] in names for arg in cli.given)
+        given_weights = _is_given(cli, "--model.weights", "--model.init_args.weights")
         return _trained(folder, cli.args.model.init_args.weights if given_weights else None)
     if given == "best":  # Lightning knows it only in the process that trained
         return best_checkpoint(folder.last)
@@ -74,9 +73,14 @@ def choose_checkpoint(cli: Any) -> Path | None:
     return Path(given)
 
 
+def _is_given(cli: Any, *options: str) -> bool:
+    """Whether the command itself has one of these options, and not only a config."""
+    return any(arg.partition("=")[0] in options for arg in cli.given)
+
+
 def _check_moved(cli: Any) -> None:
     """Raise a ValueError where a run is named by its config only, which does not name the folder that it is in."""
-    if any(arg.partition("=")[0] == "--id" for arg in cli.given):
+    if _is_given(cli, "--id"):
         return
     for config in (Path(str(path)) for path in cli.args.get("config") or []):
         if config.name == CONFIG and any(config.parent.glob("checkpoints/*.ckpt")):

@@ -118,11 +118,12 @@ class NonLocalCLI(LightningCLI):
         source = self.checkpoint or self.weights
         saved = {} if source is None else load(source)
         self.resumed_step = saved.get("global_step") if self.checkpoint else None
-        with trained_on(saved.get(MEANING, {}), predicting=self.subcommand == "predict"):
+        begin = self.subcommand == "fit"
+        of_its_own = begin and self.checkpoint is None  # data that weights to begin from say nothing about
+        with trained_on({} if of_its_own else saved.get(MEANING, {}), predicting=self.subcommand == "predict"):
             super().instantiate_classes()
         if hasattr(self.model, "check_data"):
             self.model.check_data(self.datamodule)
-        begin = self.subcommand == "fit"
         if self.checkpoint is not None:
             check_checkpoint(self.checkpoint, saved, self.model, self.datamodule, begin)
         elif self.weights is not None:
