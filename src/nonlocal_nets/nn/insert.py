@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nonlocal_nets.nn.insertion_points import CHILD, At, check_axis, check_point, refusal, resolve
+from nonlocal_nets.nn.insertion_points import CHILD, At, check_axis, check_point, child_of, refusal, resolve
 from nonlocal_nets.nn.nonlocal_block import NonLocalBlock
 from nonlocal_nets.nn.trace import Example, Trace, tensors_of, trace
 
@@ -102,16 +102,16 @@ def insert(
             The model is then unchanged.
     """
     _check_not_wrapped(model)
-    calls, failure = trace(model, example)
+    traced, failure = trace(model, example)
     if failure:
         raise failure
-    names = resolve(model, at, calls)
+    names = resolve(traced, at)
     if not names:
-        raise refusal(f"nothing to insert at {at!r}", model, calls)
+        raise refusal(traced, f"nothing to insert at {at!r}")
     made, sizes = {}, {}
     for name in names:
-        output = check_point(model, name, calls)
-        check_axis(model, name, output, channels_axis)
+        output = check_point(traced, name)
+        check_axis(traced, name, output, channels_axis)
         x = _positions(output, channels_axis, prefix_tokens, name)
         block = NonLocalBlock(x.shape[1], **block_kwargs)
         block.multiply_adds(x.shape[2:])  # raises if pool or window do not fit, before anything is changed
@@ -124,12 +124,12 @@ def insert(
         host = model.get_submodule(name)
         host.add_module(CHILD, block)
         host.register_forward_hook(hook, with_kwargs=True)
-    _check_runs(model, example, made, calls)
+    _check_runs(model, example, made, traced)
     rows = []
     for name, block in made.items():
         costs = block.multiply_adds(sizes[name][1:]), block.map_size(sizes[name][1:])
         parameters = sum(p.numel() for p in block.parameters())
-        rows.append(Inserted(_child(name), sizes[name], parameters, *costs))
+        rows.append(Inserted(child_of(name, CHILD), sizes[name], parameters, *costs))
     return Report(rows, model_parameters)
 
 
@@ -197,20 +197,15 @@ def _remove_from(host: nn.Module) -> None:
         delattr(host, CHILD)
 
 
-def _check_runs(model: nn.Module, example: Example, made: Mapping[str, NonLocalBlock], calls: Trace) -> None:
+def _check_runs(model: nn.Module, example: Example, made: Mapping[str, NonLocalBlock], before: Trace) -> None:
     """Remove the blocks and raise unless each runs once: a module that loops over its children runs its block twice."""
     after, failure = trace(model, example)
-    wrong = [name for name in made if len(after.get(_child(name), [])) != 1]
+    wrong = [name for name in made if len(after.calls_of(child_of(name, CHILD))) != 1]
     if not (wrong or failure):
         return
     for name in made:
         _remove_from(model.get_submodule(name))
     name = (wrong or list(made))[0]
-    children = [f"{name}.{child}".removeprefix(".") for child, _ in model.get_submodule(name).named_children()]
+    children = [child_of(name, child) for child, _ in model.get_submodule(name).named_children()]
     reason = f"{name!r} is not an insertion point: it loops over its children, and would run the block as one of them"
-    raise refusal(reason, model, calls, children) from failure
-
-
-def _child(name: str) -> str:
-    """The name of the block after the module `name`."""
-    return f"{name}.{CHILD}".removeprefix(".")
+    raise refusal(before, reason, children) from failure

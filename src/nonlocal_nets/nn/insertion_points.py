@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -31,186 +32,174 @@ def insertion_points(model: nn.Module, example: Example) -> list[str]:
     Returns:
         Names of modules, in the order of the model.
     """
-    calls, failure = trace(model, example)
+    traced, failure = trace(model, example)
     if failure:
         raise failure
-    return _points(model, calls)
+    return _points(traced)
 
 
-def resolve(model: nn.Module, at: At, calls: Trace) -> list[str]:
+def resolve(traced: Trace, at: At) -> list[str]:
     """The modules after which a block goes, in the order of the model."""
     preset = at if isinstance(at, str) and at in PRESETS else None
     if preset is not None:
-        prefix = _prefix(model, preset, calls)
+        prefix = _prefix(traced, preset)
         at = {f"{prefix}{stage}": count for stage, count in PRESETS[preset].items()}
     if isinstance(at, Mapping):
-        names = [name for stage, n in at.items() for name in _spread(model, stage, n, preset is not None, calls)]
+        names = [name for stage, count in at.items() for name in _spread(traced, stage, count, preset is not None)]
     else:
         names = [at] if isinstance(at, str) else list(at)
-    modules, first = _named(model), _first_names(model)
     for name in names:
-        if name not in modules:
-            raise refusal(f"no module {name!r} in {type(model).__name__}", model, calls, _nearest(name, modules))
-    names = [first[_last(model, name, calls)] for name in names]
+        if name not in traced.modules:
+            raise refusal(traced, f"no module {name!r} in {traced.kind}", _nearest(name, traced.modules))
+    names = [traced.first[_last(traced, name)] for name in names]
     if len(set(names)) < len(names):
         twice = sorted({name for name in names if names.count(name) > 1})
         raise ValueError(shorten(f"insertion points must differ, got twice: {', '.join(twice)}", LONGEST_MESSAGE))
-    return [name for name in modules if name in names]
+    return [name for name in traced.modules if name in names]
 
 
-def _prefix(model: nn.Module, preset: str, calls: Trace) -> str:
+def _prefix(traced: Trace, preset: str) -> str:
     """What stands before the stages of a preset in this model, such as "" or "backbone.body."."""
-    modules, (first, *others) = _named(model), PRESETS[preset]
-    prefixes = [name.removesuffix(first) for name in modules if f".{name}".endswith(f".{first}")]
-    found = [prefix for prefix in prefixes if all(f"{prefix}{stage}" in modules for stage in others)]
+    first, *others = PRESETS[preset]
+    prefixes = [name.removesuffix(first) for name in traced.modules if f".{name}".endswith(f".{first}")]
+    found = [prefix for prefix in prefixes if all(f"{prefix}{stage}" in traced.modules for stage in others)]
     if "" in found or len(found) == 1:
         return "" if "" in found else found[0]
     if found:
         names = [f"{prefix}{first}" for prefix in found]
         reason = f"{len(names)} stages for {preset!r}, {', '.join(names)}; name those of one, as in {{{names[0]!r}: 1}}"
     else:
-        names = [name for name in modules if name and len(_units(model, name, calls)) > 1]
-        reason = f"no stage {first!r} in {type(model).__name__}" + (f", but {', '.join(names)}" if names else "")
-    raise refusal(reason, model, calls, names)
+        names = [name for name in traced.modules if name and len(_units(traced, name)) > 1]
+        reason = f"no stage {first!r} in {traced.kind}" + (f", but {', '.join(names)}" if names else "")
+    raise refusal(traced, reason, names)
 
 
-def _spread(model: nn.Module, stage: str, count: int, preset: bool, calls: Trace) -> list[str]:
+def _spread(traced: Trace, stage: str, count: int, preset: bool) -> list[str]:
     """`count` of the n residual blocks of a stage, as in the paper: the last but one, or every (n // count)-th."""
-    modules = _named(model)
-    if stage not in modules:
-        raise refusal(f"no stage {stage!r} in {type(model).__name__}", model, calls, _nearest(stage, modules))
-    units = _units(model, stage, calls)
+    if stage not in traced.modules:
+        raise refusal(traced, f"no stage {stage!r} in {traced.kind}", _nearest(stage, traced.modules))
+    units = _units(traced, stage)
     if preset:
         count = min(count, len(units))
     if not 0 <= count <= len(units):
         has = f"{len(units)} residual block{'s' if len(units) > 1 else ''}"
-        raise refusal(f"{count} blocks do not fit into {stage!r}, which has {has}", model, calls, units)
+        raise refusal(traced, f"{count} blocks do not fit into {stage!r}, which has {has}", units)
     if count == 1:
         return [units[max(len(units) - 2, 0)]]
     return [units[(k + 1) * (len(units) // count) - 1] for k in range(count)]
 
 
-def _units(model: nn.Module, stage: str, calls: Trace) -> list[str]:
+def _units(traced: Trace, stage: str) -> list[str]:
     """The residual blocks of a stage: those of its children that have children, if they run one after another.
 
     A stage without such children, as a convolution with its norm, or with branches side by side, is a single one.
     """
-    modules, first = _named(model), _first_names(model)
-    inner = f"{stage}.blocks".removeprefix(".")  # some of timm's stages have a downsampling beside `blocks`
-    parent = inner if inner in modules else stage
-    children = [(name, child) for name, child in modules[parent].named_children() if name != CHILD]
+    inner = child_of(stage, "blocks")  # some of timm's stages have a downsampling beside `blocks`
+    parent = inner if inner in traced.modules else stage
+    children = [(name, child) for name, child in traced.modules[parent].named_children() if name != CHILD]
     composite = [name for name, child in children if any(key != CHILD for key, _ in child.named_children())]
-    units = [first[f"{parent}.{name}".removeprefix(".")] for name in composite]
-    units = [name for name in units if _is_point(calls.get(name, []))]
-    parent = first[parent]
-    if type(modules[parent]).forward is not nn.Sequential.forward:
-        outputs = [calls[name][0].output for name in units]
-        returned = [call.input for call in calls.get(f"{parent}.{CHILD}", [])]  # by the stage, before its block
-        returned = returned or [call.output for call in calls.get(parent, [])]
-        following = [calls[name][0].input for name in units[1:]] + returned
+    units = [traced.first[child_of(parent, name)] for name in composite]
+    units = [name for name in units if _is_point(traced.calls_of(name))]
+    if not _is_plain_sequential(traced.modules[parent]):
+        outputs = [traced.calls_of(name)[0].output for name in units]
+        before_its_block = [call.input for call in traced.calls_of(child_of(parent, CHILD))]
+        returned = before_its_block or [call.output for call in traced.calls_of(parent)]
+        following = [traced.calls_of(name)[0].input for name in units[1:]] + returned
         if any(output is not then for output, then in zip(outputs, following, strict=False)):
             units = []
     return units or [stage]
 
 
-def _last(model: nn.Module, name: str, calls: Trace) -> str:
+def _last(traced: Trace, name: str) -> str:
     """The module that computes the output of the module `name`: nn.Sequential would run a block among its children."""
-    modules, first = _named(model), _first_names(model)
-    while isinstance(modules[name], nn.Sequential) and len(modules[name]):  # type: ignore[arg-type]
-        child = f"{name}.{list(modules[name].named_children())[-1][0]}".removeprefix(".")
-        if type(modules[name]).forward is not nn.Sequential.forward:  # it may do more than run its children
-            outputs, last = (calls.get(first[key], []) for key in (name, child))
+    while isinstance(sequential := traced.modules[name], nn.Sequential) and len(sequential):
+        child = child_of(name, list(sequential._modules)[-1])
+        if not _is_plain_sequential(sequential):  # it may do more than run its children
+            outputs, last = traced.calls_of(name), traced.calls_of(child)
             if not (outputs and last and outputs[-1].output is last[-1].output):
                 break
         name = child
     return name
 
 
-def _named(model: nn.Module) -> dict[str, nn.Module]:
-    """All modules by all of their names."""
-    return dict(model.named_modules(remove_duplicate=False))
+def _is_plain_sequential(module: nn.Module) -> bool:
+    return type(module).forward is nn.Sequential.forward
 
 
-def _first_names(model: nn.Module) -> dict[str, str]:
-    """The first name of a module, which a trace knows, for each of its names."""
-    firsts = {module: name for name, module in model.named_modules()}
-    return {name: firsts[module] for name, module in _named(model).items()}
+def child_of(name: str, child: str) -> str:
+    """The name of a child of the module `name`, which is empty for the model itself."""
+    return f"{name}.{child}".removeprefix(".")
 
 
-def check_point(model: nn.Module, name: str, calls: Trace) -> Tensor:
+def check_point(traced: Trace, name: str) -> Tensor:
     """The output at an insertion point; raises if it is none."""
-    found = calls.get(name, [])
-    if CHILD in model.get_submodule(name)._modules:
+    calls = traced.calls_of(name)
+    if CHILD in traced.modules[name]._modules:
         reason = f"{name!r} has a child {CHILD!r} already (remove(model) removes inserted blocks)"
         raise ValueError(shorten(reason, LONGEST_MESSAGE))
-    if _is_point(found):
-        point: Tensor = found[0].output
+    if _is_point(calls):
+        point: Tensor = calls[0].output
         return point
-    if len(found) != 1:
-        reason = f"runs {len(found)} times in a forward pass"
+    if len(calls) != 1:
+        reason = f"runs {len(calls)} times in a forward pass"
     else:
-        output = found[0].output
+        output = calls[0].output
         given = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
         dtype = f" of {output.dtype}" if isinstance(output, Tensor) and not output.is_floating_point() else ""
         reason = f"returns {given}{dtype}, not a floating-point (B, C, *S) tensor"
-    near = _nearest(name, _points(model, calls))
-    raise refusal(f"{name!r} is not an insertion point: it {reason}", model, calls, near)
+    near = _nearest(name, _points(traced))
+    raise refusal(traced, f"{name!r} is not an insertion point: it {reason}", near)
 
 
-def check_axis(model: nn.Module, name: str, output: Tensor, channels_axis: int) -> None:
+def check_axis(traced: Trace, name: str, output: Tensor, channels_axis: int) -> None:
     """Raise a ValueError for an axis that is not that of the channels, as the host's own layers show.
 
-    Convolutions and batch norms have the channels in axis 1, linear layers and layer norms in the last one. For a host
-    without layers, such as an activation, those beside it count.
+    Convolutions and batch norms have the channels in axis 1, linear layers and layer norms in the last one; norms count
+    most. For a host without layers, such as an activation, those beside it count.
     """
     shape = tuple(output.shape)
     if not (-output.ndim < channels_axis < output.ndim and channels_axis != 0):
         raise ValueError(f"channels_axis must be an axis of {name!r}, {shape}, after the first; got {channels_axis}")
-    first, last = _widths(model.get_submodule(name))
-    where = name
-    while where and not first | last:
-        where = where.rpartition(".")[0]
-        first, last = _widths(model.get_submodule(where))
-    axis = channels_axis % output.ndim
     if shape[1] == shape[-1]:
         return
-    norms = [module for module in model.get_submodule(where).modules() if isinstance(module, nn.LayerNorm)]
-    normed = {norm.normalized_shape[-1] for norm in norms if _is_layer_norm(norm)}
+    where, widths = name, _widths(traced.modules[name])
+    while where and not any(widths):
+        where = where.rpartition(".")[0]
+        widths = _widths(traced.modules[where])
+    first, last = widths.first | widths.first_norms, widths.last | widths.last_norms
     is_last = shape[1] not in first and shape[-1] in first | last
-    if axis == 1 and (is_last or (shape[-1] in normed and not _has_norm(model.get_submodule(where), shape[1]))):
+    is_last_by_norms = shape[-1] in widths.last_norms and shape[1] not in widths.first_norms
+    axis = channels_axis % output.ndim
+    if axis == 1 and (is_last or is_last_by_norms):
         tokens = ", and prefix_tokens=1 where a class token comes first" if output.ndim == 3 else ""
         raise ValueError(f"the channels of {name!r} come last, {shape}: give channels_axis=-1{tokens}")
     if axis == output.ndim - 1 and shape[1] in first and shape[-1] not in last:
         raise ValueError(f"the channels of {name!r} are in axis 1, {shape}, not in channels_axis={channels_axis}")
 
 
-def _widths(host: nn.Module) -> tuple[set[int], set[int]]:
-    """The widths of the layers in a module that have their channels in axis 1, and of those that have them last."""
-    first, last = set(), set()
+class _Widths(NamedTuple):
+    """The widths of layers with their channels in axis 1, and of those that have them last."""
+
+    first: set[int]
+    first_norms: set[int]
+    last: set[int]
+    last_norms: set[int]
+
+
+def _widths(host: nn.Module) -> _Widths:
+    widths = _Widths(set(), set(), set(), set())
     for module in host.modules():
         if isinstance(module, nn.modules.conv._ConvNd):
-            first.add(module.out_channels)
+            widths.first.add(module.out_channels)
         elif isinstance(module, nn.modules.batchnorm._NormBase):
-            first.add(module.num_features)
+            widths.first_norms.add(module.num_features)
         elif isinstance(module, nn.GroupNorm):
-            first.add(module.num_channels)
+            widths.first_norms.add(module.num_channels)
         elif isinstance(module, nn.Linear):
-            last.add(module.out_features)
-        elif isinstance(module, nn.LayerNorm):
-            (last if _is_layer_norm(module) else first).add(module.normalized_shape[-1])
-    return first, last
-
-
-def _is_layer_norm(module: nn.Module) -> bool:
-    """Whether it normalises the last axis; timm's LayerNorm2d, for example, derives from it for axis 1."""
-    return isinstance(module, nn.LayerNorm) and "2d" not in type(module).__name__
-
-
-def _has_norm(host: nn.Module, width: int) -> bool:
-    """Whether a norm in a module has so many channels in axis 1."""
-    kinds = (nn.modules.batchnorm._NormBase, nn.GroupNorm)
-    norms = [module for module in host.modules() if isinstance(module, kinds)]
-    return width in {getattr(norm, "num_features", getattr(norm, "num_channels", None)) for norm in norms}
+            widths.last.add(module.out_features)
+        elif isinstance(module, nn.LayerNorm):  # timm's LayerNorm2d derives from it, for axis 1
+            (widths.first if "2d" in type(module).__name__ else widths.last_norms).add(module.normalized_shape[-1])
+    return widths
 
 
 def _is_point(calls: list[Call]) -> bool:
@@ -220,16 +209,16 @@ def _is_point(calls: list[Call]) -> bool:
     return isinstance(output, Tensor) and output.ndim >= 3 and output.is_floating_point()
 
 
-def _points(model: nn.Module, calls: Trace) -> list[str]:
-    """`insertion_points` of a model with these calls."""
-    modules = dict(model.named_modules())
+def _points(traced: Trace) -> list[str]:
+    """`insertion_points` of a traced model."""
     return [
         name
-        for name, module in modules.items()
+        for name, module in traced.modules.items()
         if name
+        and name == traced.first[name]
         and CHILD not in name.split(".")
-        and _is_point(calls.get(name, []))
-        and (list(module.children()) or isinstance(modules[name.rpartition(".")[0]], nn.Sequential))
+        and _is_point(traced.calls_of(name))
+        and (list(module.children()) or isinstance(traced.modules[name.rpartition(".")[0]], nn.Sequential))
     ]
 
 
@@ -237,12 +226,12 @@ def _nearest(name: str, known: Iterable[str]) -> list[str]:
     return difflib.get_close_matches(name, list(known), n=3)
 
 
-def refusal(reason: str, model: nn.Module, calls: Trace, preferred: Sequence[str] = ()) -> ValueError:
+def refusal(traced: Trace, reason: str, preferred: Sequence[str] = ()) -> ValueError:
     """An error of one line: the reason, as many insertion points as there is room for, and how to print all.
 
     Those in `preferred` come first, then stages, which have the fewest dots in their names.
     """
-    points = _points(model, calls)
+    points = _points(traced)
     reason = f"{shorten(reason, LONGEST_MESSAGE // 2)}; insertion points: "
     everything = f"{reason}{', '.join(points) or 'none'}"
     if len(everything) <= LONGEST_MESSAGE:

@@ -76,8 +76,6 @@ def freeze_batch_norms(model: nn.Module) -> nn.Module:
             raise ValueError(
                 f"{name!r} cannot be frozen: {kind}; timm.layers.freeze_batch_norm_2d freezes timm's norms"
             )
-    if "" in found:
-        return FrozenBatchNorm(found[""])
     made: dict[_BatchNorm, FrozenBatchNorm] = {}  # one for a norm under several names
     for name, norm in found.items():
         parent, _, child = name.rpartition(".")
@@ -86,8 +84,9 @@ def freeze_batch_norms(model: nn.Module) -> nn.Module:
             for inside in KEPT:
                 getattr(made[norm], inside).update(getattr(norm, inside))
             made[norm]._is_full_backward_hook = norm._is_full_backward_hook
-        setattr(model.get_submodule(parent), child, made[norm])
-    return model
+        if name:
+            setattr(model.get_submodule(parent), child, made[norm])
+    return made.get(model, model)  # type: ignore[call-overload,no-any-return]
 
 
 def normalise(norm: nn.Module, u: Tensor, valid: Tensor | None = None) -> Tensor:

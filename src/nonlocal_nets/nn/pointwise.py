@@ -45,8 +45,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def _fastest(x: Tensor, weight: Tensor) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    """The fastest way for (B, C, N), by `python -m benchmarks layers`: a convolution where a CPU has AVX-512, or else a
-    product, unless the gradients of the weight, one a sample, would not be small beside the samples.
+    """The fastest way for (B, C, N), by `python -m benchmarks layers`.
+
+    A convolution on a CPU with AVX-512, else a product. That of channels first holds a gradient of the weight for each
+    sample, so that on a CPU it is taken only where the samples are at least four times as large.
     """
     on_a_cpu = x.device.type == "cpu"
     if on_a_cpu and AVX512:

@@ -19,11 +19,31 @@ class Call(NamedTuple):
     output: Any
 
 
-Trace = dict[str, list[Call]]  # the calls of each module, by its name
+Calls = dict[str, list[Call]]  # of each module that ran, by the first of its names
+
+
+class Trace:
+    """The modules of a model, and their calls in one forward pass.
+
+    Args:
+        model: the model itself, whose modules may have several names.
+        calls: of the model, or of a copy.
+    """
+
+    def __init__(self, model: nn.Module, calls: Calls) -> None:
+        self.kind = type(model).__name__
+        self.calls = calls
+        self.modules = dict(model.named_modules(remove_duplicate=False))  # by all of their names
+        firsts = {module: name for name, module in model.named_modules()}
+        self.first = {name: firsts[module] for name, module in self.modules.items()}  # the first of a module's names
+
+    def calls_of(self, name: str) -> list[Call]:
+        """The calls of a module, under any of its names; none of one that is not there."""
+        return self.calls.get(self.first.get(name, name), [])
 
 
 def trace(model: nn.Module, example: Example) -> tuple[Trace, Exception | None]:
-    """The calls of one forward pass, and the error that ended it.
+    """One forward pass of a model, and the error that ended it.
 
     Computed on the meta device if that works, because a long clip takes half a minute and gigabytes otherwise, and by a
     copy, because a model may keep what it computes. Not if dtypes or devices differ: on the meta device few operations
@@ -41,8 +61,9 @@ def trace(model: nn.Module, example: Example) -> tuple[Trace, Exception | None]:
             shapes = copy.deepcopy(model, {id(t): t.to("meta") for t in tensors})
             calls, failure = _pass(shapes, tree_map_only(Tensor, lambda t: t.to("meta"), example))
             if failure is None:
-                return calls, None
-    return _pass(model, example)
+                return Trace(model, calls), None
+    calls, failure = _pass(model, example)
+    return Trace(model, calls), failure
 
 
 def tensors_of(example: Example) -> list[Tensor]:
@@ -50,8 +71,8 @@ def tensors_of(example: Example) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(example) if isinstance(leaf, Tensor)]
 
 
-def _pass(model: nn.Module, example: Example) -> tuple[Trace, Exception | None]:
-    """`trace` without a copy and on the example's own device."""
+def _pass(model: nn.Module, example: Example) -> tuple[Calls, Exception | None]:
+    """A pass without a copy and on the example's own device."""
     if isinstance(example, tuple):
         return _recorded(model, lambda: model(*example))
     if isinstance(example, dict):
@@ -63,8 +84,8 @@ def _pass(model: nn.Module, example: Example) -> tuple[Trace, Exception | None]:
     return calls, failure
 
 
-def _recorded(model: nn.Module, run: Callable[[], Any]) -> tuple[Trace, Exception | None]:
-    calls: Trace = {}
+def _recorded(model: nn.Module, run: Callable[[], Any]) -> tuple[Calls, Exception | None]:
+    calls: Calls = {}
     handles, failure = [], None
     for name, module in model.named_modules():
 
