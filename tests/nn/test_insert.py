@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nonlocal_nets.nn import PAIRWISE, NonLocalBlock, Pairwise, blocks, insert, insertion_points, remove
+from nonlocal_nets.nn.insert import check_attached
 
 IMAGE = (2, 3, 64, 64)
 MODELS = {  # how it is made, an input, where blocks go, and the modules after which they then stand
@@ -1082,3 +1083,12 @@ def test_a_layer_norm_tells_the_axis_even_beside_a_convolution_as_wide_as_the_to
 class Returns(Parts):
     def forward(self, x):
         return self.host(x)
+
+
+def test_a_block_after_a_norm_that_was_replaced_is_not_silent():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+    insert(model, "1", example=torch.randn(1, 3, 5, 5))
+    check_attached(model)
+    with pytest.raises(ValueError, match="the block after '1' does not run: the norm was replaced"):
+        check_attached(nn.SyncBatchNorm.convert_sync_batchnorm(model))
+    check_attached(Own())

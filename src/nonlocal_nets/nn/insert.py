@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from nonlocal_nets.nn.insertion_points import CHILD, At, check_axis, check_point, child_of, refusal, resolve
 from nonlocal_nets.nn.nonlocal_block import NonLocalBlock
 from nonlocal_nets.nn.trace import Example, Trace, tensors_of, trace
 
-__all__ = ["At", "Inserted", "Report", "blocks", "insert", "remove"]
+__all__ = ["At", "Inserted", "Report", "blocks", "check_attached", "insert", "remove"]
 
 WRAPPERS = {  # classes of models, or of parts of them, that blocks would not become a part of
     "DataParallel",
@@ -145,6 +146,18 @@ def blocks(model: nn.Module) -> dict[str, NonLocalBlock]:
     return {name: module for name, module in model.named_modules() if isinstance(module, NonLocalBlock)}
 
 
+def check_attached(model: nn.Module) -> None:
+    """Raise a ValueError for a block whose host was replaced after the insertion, without the hook that runs it.
+
+    So does nn.SyncBatchNorm.convert_sync_batchnorm, with Lightning `--trainer.sync_batchnorm=true`.
+    """
+    for name, host in model.named_modules():
+        if isinstance(host, _BatchNorm) and CHILD in host._modules and not _hooks(host):
+            raise ValueError(
+                f"the block after {name!r} does not run: the norm was replaced; put it after another module"
+            )
+
+
 def _apply(
     host: nn.Module,
     args: tuple[Any, ...],
@@ -192,9 +205,14 @@ def _check_not_wrapped(model: nn.Module) -> None:
 
 
 def _remove_from(host: nn.Module) -> None:
-    for key in [key for key, hook in host._forward_hooks.items() if getattr(hook, "func", None) is _apply]:
+    for key in _hooks(host):
         del host._forward_hooks[key], host._forward_hooks_with_kwargs[key]
         delattr(host, CHILD)
+
+
+def _hooks(host: nn.Module) -> list[int]:
+    """The keys of the hooks that run a block."""
+    return [key for key, hook in host._forward_hooks.items() if getattr(hook, "func", None) is _apply]
 
 
 def _check_runs(model: nn.Module, example: Example, made: Mapping[str, NonLocalBlock], before: Trace) -> None:

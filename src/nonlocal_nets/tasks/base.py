@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DistributedSampler
 from torchmetrics import MeanMetric, MetricCollection
 
+from nonlocal_nets.nn.insert import check_attached
 from nonlocal_nets.tasks.options import Optimizer, Schedule
 
 STAGES = ("train", "val", "test")
@@ -134,6 +135,12 @@ class Task(pl.LightningModule, ABC):
             fully_shard(module, mesh=self.device_mesh["data_parallel"])
 
     def on_fit_start(self) -> None:
+        """Once the strategy has converted the network.
+
+        Raises:
+            ValueError: a block that would not run.
+        """
+        check_attached(self.network)
         if self.report:
             rank_zero_info(self.report)
 
